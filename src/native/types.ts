@@ -1,0 +1,174 @@
+/**
+ * The addon's surface as the rest of the program sees it. Records never cross it: every call is one coarse
+ * piece of work on a thread of the addon's own and returns a small summary.
+ */
+
+/** What an environment is opened with; defaults are those of the configuration. */
+export interface EnvironmentOptions {
+  /** `path` is the data file itself, not a directory with `data.mdb`. */
+  readonly noSubdir: boolean;
+  /** Create the file and its parent directories when they do not exist. */
+  readonly create: boolean;
+  /** Mode of created directories. */
+  readonly dirMask: number;
+  /** Mode of created files. */
+  readonly fileMask: number;
+  /** Bytes; 0 = what the file has, 1 GiB for a file that is created. */
+  readonly mapSizeBytes: number;
+  readonly maxDbs: number;
+}
+
+/** `mdb_env_info` and the file's size. */
+export interface EnvironmentInfo {
+  readonly mapSizeBytes: number;
+  readonly pageSizeBytes: number;
+  readonly lastPage: number;
+  readonly lastTransactionId: bigint;
+  readonly maxReaders: number;
+  readonly readers: number;
+  readonly fileSizeBytes: number;
+}
+
+/** `mdb_stat` of one DBI. */
+export interface DbiStat {
+  readonly name: string;
+  /** Persistent flags, see lmdb.h (REVERSEKEY 0x02, DUPSORT 0x04, INTEGERKEY 0x08, …). */
+  readonly flags: number;
+  readonly depth: number;
+  readonly branchPages: number;
+  readonly leafPages: number;
+  readonly overflowPages: number;
+  readonly entries: number;
+  /** Bytes of all its pages. */
+  readonly usedBytes: number;
+}
+
+/** One consistent view of an environment. */
+export interface EnvironmentStats {
+  readonly info: EnvironmentInfo;
+  readonly dbis: readonly DbiStat[];
+  /** Bytes of all DBIs together (the free list excluded). */
+  readonly usedBytes: number;
+}
+
+/** A count that grows while a call works; `total` is 0 when it is not known. */
+export interface Progress {
+  readonly entries: number;
+  readonly bytes: number;
+  readonly totalBytes: number;
+}
+
+interface Abortable {
+  /** Ends the work within 50 ms with an error of code `ABORTED`; what was begun is rolled back. */
+  readonly signal?: AbortSignal;
+}
+
+export interface PublishOptions extends Abortable {
+  /** File that receives the compressed snapshot; created or truncated, fsynced. */
+  readonly spoolPath: string;
+  readonly meta: {
+    readonly generationId: string;
+    readonly instanceId: string;
+    readonly hostname: string;
+    readonly databaseName: string;
+  };
+  /** Time of the snapshot in ns; taken after the read transaction began when absent. */
+  readonly timestampNano?: bigint;
+  /** How the values look: `native` = every value has a header. */
+  readonly mode: 'native';
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface PublishResult {
+  readonly transactionId: bigint;
+  /** The snapshot's time, ns since the epoch. */
+  readonly timestampNano: bigint;
+  readonly dbis: number;
+  readonly entries: number;
+  readonly deleted: number;
+  readonly bytes: number;
+  readonly compressedBytes: number;
+  readonly durations: {
+    /** ms until the read transaction was there. */
+    readonly acquireMs: number;
+    /** ms of the size pass. */
+    readonly dumpMs: number;
+    /** ms of encoding and compressing. */
+    readonly compressMs: number;
+  };
+}
+
+export interface MergeOptions extends Abortable {
+  readonly spoolPath: string;
+  readonly mode: 'native';
+  /** Deletions older than this (ns) are not added; 0 = all are. */
+  readonly deletedCutoffNano: bigint;
+  /** Flags to create a missing DBI with, by name, instead of the snapshot's. */
+  readonly createFlags: Readonly<Record<string, number>>;
+  /** Write one zero extension block into each header (a test aid). */
+  readonly headerExtraPaddingBlock: boolean;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface MergeResult {
+  /** LastTxnID that the decision was based on: when it is higher than the last synced one, something changed locally. */
+  readonly baseTransactionId: bigint;
+  /** The transaction that wrote the result; null when nothing had to be written. */
+  readonly transactionId: bigint | null;
+  readonly entries: number;
+  readonly added: number;
+  readonly updated: number;
+  /** Entries that lost or were equal. */
+  readonly skipped: number;
+  readonly createdDbis: readonly string[];
+  /** DBIs of the snapshot that are private to an instance and were ignored. */
+  readonly ignoredDbis: readonly string[];
+  readonly writeLockNs: bigint;
+  readonly waitLockNs: bigint;
+  readonly planNs: bigint;
+  readonly meta: SnapshotMeta;
+}
+
+/** Head of a snapshot, read without its records. */
+export interface SnapshotMeta {
+  readonly formatVersion: number;
+  readonly compatVersion: number;
+  readonly generationId: string;
+  readonly instanceId: string;
+  readonly hostname: string;
+  readonly databaseName: string;
+  readonly lmdbTxnId: bigint;
+  readonly timestampNano: bigint;
+}
+
+/** One open LMDB environment; at most one per file and process. */
+export interface Environment {
+  readonly path: string;
+  /** LastTxnID: one memory read. */
+  readonly lastTransactionId: bigint;
+  info(): EnvironmentInfo;
+  stats(): Promise<EnvironmentStats>;
+  /** Clears the slots of dead readers; returns how many. */
+  checkReaders(): number;
+  publish(options: PublishOptions): Promise<PublishResult>;
+  merge(options: MergeOptions): Promise<MergeResult>;
+  /** Waits for work in progress, then closes. */
+  close(): Promise<void>;
+}
+
+export interface Native {
+  readonly lmdbVersion: string;
+  readonly addonVersion: string;
+  /** Throws a {@link NativeError}; code `ALREADY_OPEN` when this process has the file open. */
+  openEnvironment(path: string, options: EnvironmentOptions): Environment;
+  /** Decodes a whole snapshot without keeping it: throws when it is corrupt. */
+  inspectSnapshot(path: string, options?: { signal?: AbortSignal }): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
+}
+
+/**
+ * Codes of native errors. `SNAPSHOT_CORRUPT`: framing or checksum, found by reading alone. `SNAPSHOT_REFUSED`: readable, but
+ * cannot be merged (version, transform, flags, key size …). `HEADER_INVALID`: a local value has no valid header.
+ * `ABORTED`, `IO`, `ALREADY_OPEN`, `CLOSED`, `PANIC`, `INVALID_ARGUMENT` and LMDB's own names (`MDB_MAP_FULL`, `MDB_VERSION_MISMATCH`,
+ * `MDB_INVALID`, `MDB_CORRUPTED`, `MDB_READERS_FULL`, `MDB_DBS_FULL`, …); system errors by name (`ENOSPC`, `EACCES`, `ENOENT`, …).
+ */
+export type NativeErrorCode = string;
