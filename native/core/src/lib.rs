@@ -1,0 +1,15 @@
+//! The data path: everything that touches records.
+//!
+//! Coarse operations ([`publish`], [`merge`], statistics) over an [`lmdb::Environment`] and snapshot files. No clock, no network, no
+//! Node.js: times and file names are passed in, results are small summaries. Only [`lmdb`] contains `unsafe`.
+
+pub mod cancel;
+pub mod error;
+pub mod header;
+pub mod lmdb;
+pub mod merge;
+pub mod publish;
+pub mod snapshot;
+
+pub use cancel::Cancel;
+pub use error::{Code, Error, Result};

@@ -1,0 +1,1 @@
+//! Snapshot objects: protobuf inside gzip, written and read as streams.
