@@ -1,0 +1,443 @@
+//! The environment: opening, the process-wide registry, DBI handles, map size, statistics.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use lmdb_sys as ffi;
+
+use super::check;
+use super::txn::{Handles, ReadTxn, WriteTxn};
+use crate::cancel::Cancel;
+use crate::error::{Code, Error, Result};
+
+/// Map size of an environment that is created and has none configured: 1 GiB, as in Lightning Stream.
+const DEFAULT_MAP_BYTES: usize = 1 << 30;
+
+/// What an environment is opened with.
+#[derive(Clone, Debug)]
+pub struct EnvOptions {
+    /// The path is the data file itself.
+    pub no_subdir: bool,
+    /// Create what is missing.
+    pub create: bool,
+    /// Mode of created directories.
+    pub dir_mode: u32,
+    /// Mode of created files.
+    pub file_mode: u32,
+    /// Bytes; 0 = what the file has (1 GiB for a new one).
+    pub map_bytes: usize,
+    /// Most named DBIs.
+    pub max_dbs: u32,
+}
+
+impl Default for EnvOptions {
+    fn default() -> Self {
+        Self { no_subdir: false, create: false, dir_mode: 0o775, file_mode: 0o664, map_bytes: 0, max_dbs: 64 }
+    }
+}
+
+/// `mdb_env_info`, page size and file size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    /// Bytes.
+    pub map_bytes: u64,
+    /// Bytes.
+    pub page_bytes: u32,
+    /// Number of the last used page.
+    pub last_page: u64,
+    /// Id of the last committed transaction.
+    pub last_txn_id: u64,
+    /// Size of the reader table.
+    pub max_readers: u32,
+    /// Slots of the reader table ever used.
+    pub readers: u32,
+    /// Bytes of the data file.
+    pub file_bytes: u64,
+}
+
+/// `mdb_stat` of one DBI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DbiStat {
+    /// Its name.
+    pub name: String,
+    /// Persistent flags.
+    pub flags: u32,
+    /// Depth of the tree.
+    pub depth: u32,
+    /// Inner pages.
+    pub branch_pages: u64,
+    /// Leaf pages.
+    pub leaf_pages: u64,
+    /// Overflow pages.
+    pub overflow_pages: u64,
+    /// Records.
+    pub entries: u64,
+}
+
+impl DbiStat {
+    /// Pages of all kinds.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.branch_pages + self.leaf_pages + self.overflow_pages
+    }
+}
+
+/// liblmdb's version, e.g. `0.9.24`.
+#[must_use]
+pub fn version() -> String {
+    let (mut major, mut minor, mut patch) = (0, 0, 0);
+    // SAFETY: mdb_version writes three ints through valid pointers and returns a static string (lmdb.h).
+    unsafe { ffi::mdb_version(&raw mut major, &raw mut minor, &raw mut patch) };
+    format!("{major}.{minor}.{patch}")
+}
+
+/// Data files this process has open. liblmdb forbids a second handle: closing one drops the locks of the other.
+static OPEN_FILES: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
+
+/// A poisoned lock only means that another operation panicked; the data behind ours is valid at every step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One open environment. Clones are the same handle; the last one closes it.
+#[derive(Clone)]
+pub struct Environment {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `None` once closed. Transactions hold it for reading; resizing, reopening and closing hold it for writing.
+    raw: RwLock<Option<RawEnv>>,
+    path: PathBuf,
+    data_file: PathBuf,
+    options: EnvOptions,
+    /// DBI handles of `raw` by name. Holding the mutex is the right to call `mdb_dbi_open`, which only one transaction at a time may use.
+    handles: Mutex<Handles>,
+    /// Answers [`Environment::last_txn_id`] and [`Environment::info`] while the lock is held for writing.
+    last_info: Mutex<Info>,
+}
+
+/// The open handle.
+pub(super) struct RawEnv {
+    pub(super) ptr: *mut ffi::MDB_env,
+}
+
+// SAFETY: an MDB_env may be used from several threads; what lmdb.h restricts (dbi_open, set_mapsize, close, writers per thread) is
+// serialised by `Inner::handles`, by the RwLock around this value, and by WriteTxn not being Send.
+unsafe impl Send for RawEnv {}
+// SAFETY: as for Send.
+unsafe impl Sync for RawEnv {}
+
+impl Drop for RawEnv {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from mdb_env_create and is closed once; transactions borrow this value, so none is left.
+        unsafe { ffi::mdb_env_close(self.ptr) };
+    }
+}
+
+impl RawEnv {
+    fn open(path: &Path, data_file: &Path, options: &EnvOptions) -> Result<Self> {
+        let shown = path.display();
+        let mut ptr = ptr::null_mut();
+        // SAFETY: mdb_env_create stores a new handle through the valid pointer.
+        check(unsafe { ffi::mdb_env_create(&raw mut ptr) }, "create LMDB environment")?;
+        // From here on dropping `raw` closes the handle, also when opening fails, as mdb_env_open's documentation demands.
+        let raw = Self { ptr };
+        // SAFETY: the handle is fresh and not opened yet, when setting this is allowed.
+        check(unsafe { ffi::mdb_env_set_maxdbs(ptr, options.max_dbs) }, "set max_dbs")?;
+        let is_new = fs::metadata(data_file).map_or(true, |meta| meta.len() == 0);
+        let map_bytes = if options.map_bytes == 0 && is_new { DEFAULT_MAP_BYTES } else { options.map_bytes };
+        if map_bytes != 0 {
+            // SAFETY: not opened yet, no transaction.
+            check(unsafe { ffi::mdb_env_set_mapsize(ptr, map_bytes) }, "set map_size")?;
+        }
+        let c_path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| Error::new(Code::InvalidArgument, "the LMDB path holds a NUL byte"))?;
+        // NOTLS: read transactions belong to the operation, not to the thread, so that threads may end.
+        let flags = ffi::MDB_NOTLS | if options.no_subdir { ffi::MDB_NOSUBDIR } else { 0 };
+        // SAFETY: a fresh handle and a NUL-terminated path that outlives the call.
+        let code = unsafe { ffi::mdb_env_open(ptr, c_path.as_ptr(), flags, options.file_mode) };
+        if code == ffi::MDB_VERSION_MISMATCH {
+            return Err(Error::new(
+                Code::Lmdb(code),
+                format!(
+                    "open LMDB {shown}: another program uses a different LMDB version (other lock or data format) on these files; \
+                     stop it, then remove the lock file if nobody has the LMDB open"
+                ),
+            ));
+        }
+        if code == ffi::MDB_INVALID {
+            return Err(Error::new(Code::Lmdb(code), format!("open LMDB {shown}: the file is not an LMDB database")));
+        }
+        check(code, &format!("open LMDB {shown}"))?;
+        Ok(raw)
+    }
+
+    fn last_txn_id(&self) -> u64 {
+        self.info().me_last_txnid as u64
+    }
+
+    fn info(&self) -> ffi::MDB_envinfo {
+        let mut info = ffi::MDB_envinfo {
+            me_mapaddr: ptr::null_mut(),
+            me_mapsize: 0,
+            me_last_pgno: 0,
+            me_last_txnid: 0,
+            me_maxreaders: 0,
+            me_numreaders: 0,
+        };
+        // SAFETY: an open handle and a valid pointer; the call cannot fail for these.
+        unsafe { ffi::mdb_env_info(self.ptr, &raw mut info) };
+        info
+    }
+
+    fn check_readers(&self) -> u32 {
+        let mut dead = 0;
+        // SAFETY: an open handle and a valid pointer.
+        unsafe { ffi::mdb_reader_check(self.ptr, &raw mut dead) };
+        u32::try_from(dead).unwrap_or(0)
+    }
+}
+
+impl Environment {
+    /// Opens (and with `create` makes) the environment at `path`.
+    ///
+    /// # Errors
+    /// [`Code::AlreadyOpen`] when this process has it open; `ENOENT` when it is missing and may not be created; LMDB's and the
+    /// system's own codes.
+    pub fn open(path: &Path, options: EnvOptions) -> Result<Self> {
+        let data_file = if options.no_subdir { path.to_owned() } else { path.join("data.mdb") };
+        let shown = path.display();
+        let directory = match data_file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        if options.create {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(options.dir_mode)
+                .create(&directory)
+                .map_err(|e| Error::io(format_args!("create directory {}", directory.display()), &e))?;
+        } else if let Err(e) = fs::metadata(&data_file) {
+            let hint = if e.kind() == std::io::ErrorKind::NotFound { " (and options.create is not set)" } else { "" };
+            return Err(Error::io(format_args!("open LMDB {shown}{hint}"), &e));
+        }
+        let canonical_directory =
+            fs::canonicalize(&directory).map_err(|e| Error::io(format_args!("open LMDB {shown}"), &e))?;
+        let data_file = fs::canonicalize(&data_file).unwrap_or_else(|_| {
+            data_file.file_name().map_or_else(|| canonical_directory.clone(), |name| canonical_directory.join(name))
+        });
+        if !lock(&OPEN_FILES).insert(data_file.clone()) {
+            return Err(Error::new(Code::AlreadyOpen, format!("LMDB {shown} is already open in this process")));
+        }
+        match RawEnv::open(path, &data_file, &options) {
+            Ok(raw) => {
+                raw.check_readers();
+                let info = Info { last_txn_id: raw.last_txn_id(), ..Info::default() };
+                Ok(Self {
+                    inner: Arc::new(Inner {
+                        raw: RwLock::new(Some(raw)),
+                        path: path.to_owned(),
+                        data_file,
+                        options,
+                        handles: Mutex::default(),
+                        last_info: Mutex::new(info),
+                    }),
+                })
+            }
+            Err(e) => {
+                lock(&OPEN_FILES).remove(&data_file);
+                Err(e)
+            }
+        }
+    }
+
+    /// The configured path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The data file, canonical.
+    #[must_use]
+    pub fn data_file(&self) -> &Path {
+        &self.inner.data_file
+    }
+
+    /// Waits for running transactions, then closes. Further calls fail with [`Code::Closed`].
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    pub(super) fn guard(&self) -> RwLockReadGuard<'_, Option<RawEnv>> {
+        self.inner.raw.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn handles(&self) -> MutexGuard<'_, Handles> {
+        lock(&self.inner.handles)
+    }
+
+    /// LastTxnID. Never blocks: while the environment is being resized or reopened the last known one is returned.
+    #[must_use]
+    pub fn last_txn_id(&self) -> u64 {
+        if let Ok(guard) = self.inner.raw.try_read()
+            && let Some(raw) = guard.as_ref()
+        {
+            return raw.last_txn_id();
+        }
+        lock(&self.inner.last_info).last_txn_id
+    }
+
+    /// Map, pages, readers, file size. Never blocks: while the environment is being resized or reopened the last known values are returned.
+    pub fn info(&self) -> Result<Info> {
+        let Ok(guard) = self.inner.raw.try_read() else { return Ok(*lock(&self.inner.last_info)) };
+        let raw = guard.as_ref().ok_or_else(closed)?;
+        let info = raw.info();
+        let mut stat = empty_stat();
+        // SAFETY: an open handle and a valid pointer.
+        check(unsafe { ffi::mdb_env_stat(raw.ptr, &raw mut stat) }, "mdb_env_stat")?;
+        let info = Info {
+            map_bytes: info.me_mapsize as u64,
+            page_bytes: stat.ms_psize,
+            last_page: info.me_last_pgno as u64,
+            last_txn_id: info.me_last_txnid as u64,
+            max_readers: info.me_maxreaders,
+            readers: info.me_numreaders,
+            file_bytes: fs::metadata(&self.inner.data_file).map_or(0, |meta| meta.size()),
+        };
+        *lock(&self.inner.last_info) = info;
+        Ok(info)
+    }
+
+    /// Clears the slots of readers that died; returns how many. Never blocks.
+    pub fn check_readers(&self) -> u32 {
+        self.inner.raw.try_read().ok().and_then(|guard| guard.as_ref().map(RawEnv::check_readers)).unwrap_or(0)
+    }
+
+    /// Statistics of every DBI from one transaction, sorted by name.
+    pub fn stats(&self) -> Result<Vec<DbiStat>> {
+        let txn = self.read()?;
+        txn.dbi_names().map(|name| txn.stat(name)).collect()
+    }
+
+    /// Begins a read transaction.
+    pub fn read(&self) -> Result<ReadTxn<'_>> {
+        self.begin(|| ReadTxn::begin(self))
+    }
+
+    /// Takes the write lock (blocking as long as another writer holds it) and begins a write transaction. One with `may_create` keeps
+    /// other transactions of this process from beginning.
+    ///
+    /// # Errors
+    /// [`Code::Aborted`] when `cancel` was set while waiting for the lock.
+    pub fn write(&self, may_create: bool, cancel: &Cancel) -> Result<WriteTxn<'_>> {
+        self.begin(|| WriteTxn::begin(self, may_create, cancel))
+    }
+
+    /// Runs `attempt` until it gives a transaction. When another process grew the map, adopts the new size first; when the reader table
+    /// is full, clears dead slots first.
+    fn begin<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        let mut cleared = false;
+        loop {
+            match attempt() {
+                Ok(Some(txn)) => return Ok(txn),
+                // A DBI appeared between opening handles and beginning; each round needs one more commit of somebody else.
+                Ok(None) => {}
+                Err(e) if e.code == Code::Lmdb(ffi::MDB_MAP_RESIZED) => {
+                    self.adopt_map_size()?;
+                }
+                Err(e) if e.code == Code::Lmdb(ffi::MDB_READERS_FULL) && !cleared => {
+                    cleared = true;
+                    self.check_readers();
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Takes over the map size that the file has now; true when it grew. Waits for this process's transactions.
+    pub fn adopt_map_size(&self) -> Result<bool> {
+        let guard = self.inner.raw.write().unwrap_or_else(PoisonError::into_inner);
+        let raw = guard.as_ref().ok_or_else(closed)?;
+        let before = raw.info().me_mapsize;
+        // SAFETY: an open handle; the write guard proves that this process has no transaction, as mdb_env_set_mapsize demands.
+        check(unsafe { ffi::mdb_env_set_mapsize(raw.ptr, 0) }, "adopt map size")?;
+        let after = raw.info().me_mapsize;
+        if after < before {
+            // The file knows a smaller size than we were configured with: keep ours.
+            // SAFETY: as above.
+            check(unsafe { ffi::mdb_env_set_mapsize(raw.ptr, before) }, "restore map size")?;
+        }
+        Ok(after > before)
+    }
+
+    /// Gives back the memory that liblmdb keeps after a big write transaction (its list of dirty-page buffers lives as long as the
+    /// handle) by closing and opening the handle. Skipped while a transaction is open.
+    pub fn release_memory(&self) -> Result<()> {
+        let Ok(mut guard) = self.inner.raw.try_write() else { return Ok(()) };
+        if let Some(raw) = guard.as_ref() {
+            lock(&self.inner.last_info).last_txn_id = raw.last_txn_id();
+            self.handles().clear();
+            // Closed before it is opened again: the process must never have two handles.
+            *guard = None;
+            match RawEnv::open(&self.inner.path, &self.inner.data_file, &self.inner.options) {
+                Ok(raw) => *guard = Some(raw),
+                Err(e) => {
+                    lock(&OPEN_FILES).remove(&self.inner.data_file);
+                    return Err(e);
+                }
+            }
+        }
+        drop(guard);
+        trim_heap();
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        let mut guard = self.raw.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(raw) = guard.take() {
+            lock(&self.last_info).last_txn_id = raw.last_txn_id();
+            lock(&self.handles).clear();
+            drop(raw);
+            lock(&OPEN_FILES).remove(&self.data_file);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(Code::Closed, "the LMDB environment is closed")
+}
+
+pub(super) fn empty_stat() -> ffi::MDB_stat {
+    ffi::MDB_stat {
+        ms_psize: 0,
+        ms_depth: 0,
+        ms_branch_pages: 0,
+        ms_leaf_pages: 0,
+        ms_overflow_pages: 0,
+        ms_entries: 0,
+    }
+}
+
+/// Returns free heap pages to the system: glibc keeps what other threads freed in their arenas otherwise.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim may be called at any time from any thread (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,420 @@
+//! Transactions and cursors.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{MutexGuard, RwLockReadGuard};
+
+use lmdb_sys as ffi;
+
+use super::env::{DbiStat, Environment, RawEnv, closed, empty_stat};
+use super::{KeyOrder, check, empty_val, error, val};
+use crate::cancel::Cancel;
+use crate::error::{Code, Error, Result};
+
+/// Names with their handles.
+pub(super) type Handles = BTreeMap<String, ffi::MDB_dbi>;
+
+/// A DBI that exists in the transaction it was looked up in.
+#[derive(Clone, Copy, Debug)]
+pub struct Dbi {
+    handle: ffi::MDB_dbi,
+    /// Persistent flags.
+    pub flags: u32,
+}
+
+impl Dbi {
+    /// How its keys are sorted.
+    #[must_use]
+    pub fn order(self) -> KeyOrder {
+        KeyOrder::of(self.flags)
+    }
+}
+
+/// A transaction of either kind; ends it when dropped.
+struct RawTxn {
+    ptr: *mut ffi::MDB_txn,
+}
+
+impl RawTxn {
+    fn begin(env: &RawEnv, flags: u32) -> Result<Self> {
+        let mut ptr = ptr::null_mut();
+        // SAFETY: an open environment and a valid out-pointer.
+        let code = unsafe { ffi::mdb_txn_begin(env.ptr, ptr::null_mut(), flags, &raw mut ptr) };
+        check(code, "begin LMDB transaction")?;
+        Ok(Self { ptr })
+    }
+
+    fn id(&self) -> u64 {
+        // SAFETY: a live transaction.
+        unsafe { ffi::mdb_txn_id(self.ptr) as u64 }
+    }
+
+    fn commit(self) -> Result<()> {
+        let ptr = self.ptr;
+        // mdb_txn_commit frees the handle whether it succeeds or not.
+        std::mem::forget(self);
+        // SAFETY: a live transaction that nothing uses after this; cursors borrow the owner and are gone.
+        check(unsafe { ffi::mdb_txn_commit(ptr) }, "commit LMDB transaction")
+    }
+
+    fn open_dbi(&self, name: &str, flags: u32) -> Result<ffi::MDB_dbi> {
+        let c_name = CString::new(name)
+            .map_err(|_| Error::new(Code::InvalidArgument, "DBI name with a NUL byte").in_dbi(name.replace('\0', "\\0")))?;
+        let mut handle = 0;
+        // SAFETY: a live transaction, a NUL-terminated name that outlives the call; the caller holds the mutex that serialises this call.
+        let code = unsafe { ffi::mdb_dbi_open(self.ptr, c_name.as_ptr(), flags, &raw mut handle) };
+        check(code, "open DBI").map_err(|e| e.in_dbi(name))?;
+        Ok(handle)
+    }
+
+    fn flags(&self, handle: ffi::MDB_dbi) -> Result<u32> {
+        let mut flags = 0;
+        // SAFETY: a live transaction and a valid out-pointer; LMDB checks the handle.
+        check(unsafe { ffi::mdb_dbi_flags(self.ptr, handle, &raw mut flags) }, "DBI flags")?;
+        Ok(flags & super::flags::PERSISTENT)
+    }
+
+    fn stat(&self, handle: ffi::MDB_dbi) -> Result<ffi::MDB_stat> {
+        let mut stat = empty_stat();
+        // SAFETY: a live transaction and a valid out-pointer; LMDB checks the handle.
+        check(unsafe { ffi::mdb_stat(self.ptr, handle, &raw mut stat) }, "DBI statistics")?;
+        Ok(stat)
+    }
+
+    fn cursor(&self, handle: ffi::MDB_dbi) -> Result<RawCursor> {
+        let mut ptr = ptr::null_mut();
+        // SAFETY: a live transaction and a valid out-pointer; LMDB checks the handle.
+        check(unsafe { ffi::mdb_cursor_open(self.ptr, handle, &raw mut ptr) }, "open cursor")?;
+        Ok(RawCursor { ptr })
+    }
+
+    /// Keys of the unnamed database: the names of all DBIs.
+    fn names(&self) -> Result<Vec<String>> {
+        let mut handle = 0;
+        // SAFETY: a live transaction; a null name means the unnamed database, which needs no slot.
+        check(unsafe { ffi::mdb_dbi_open(self.ptr, ptr::null(), 0, &raw mut handle) }, "open the unnamed database")?;
+        let cursor = self.cursor(handle)?;
+        let mut names = Vec::new();
+        let mut op = ffi::MDB_FIRST;
+        while let Some((key, _)) = cursor.get(op, None)? {
+            // SAFETY: LMDB returned this range; it stays valid until the transaction's next write, and is copied at once.
+            let key = unsafe { key.slice() };
+            let name = std::str::from_utf8(key)
+                .map_err(|_| Error::new(Code::InvalidArgument, "a DBI name is not UTF-8").at_key(key))?;
+            names.push(name.to_owned());
+            op = ffi::MDB_NEXT;
+        }
+        Ok(names)
+    }
+}
+
+impl Drop for RawTxn {
+    fn drop(&mut self) {
+        // SAFETY: a live transaction; cursors borrow the owner and are gone.
+        unsafe { ffi::mdb_txn_abort(self.ptr) };
+    }
+}
+
+/// Opens a handle for every DBI that has none, in a transaction of its own. The caller holds the mutex around `handles`.
+pub(super) fn open_missing_handles(env: &RawEnv, handles: &mut Handles) -> Result<()> {
+    let txn = RawTxn::begin(env, ffi::MDB_RDONLY)?;
+    let mut opened = Handles::new();
+    for name in txn.names()? {
+        if !handles.contains_key(&name) {
+            let handle = txn.open_dbi(&name, 0).map_err(|e| {
+                if e.code == Code::Lmdb(ffi::MDB_INCOMPATIBLE) {
+                    let text = "the LMDB keeps records in its unnamed database, which cannot be synchronised";
+                    return Error::new(e.code, text).at_key(name.as_bytes());
+                }
+                e
+            })?;
+            opened.insert(name, handle);
+        }
+    }
+    // Committing keeps the handles; aborting would close them (lmdb.h, mdb_dbi_open).
+    txn.commit()?;
+    handles.extend(opened);
+    Ok(())
+}
+
+/// Memory range that LMDB returned.
+#[derive(Clone, Copy)]
+struct Range(ffi::MDB_val);
+
+impl Range {
+    /// # Safety
+    /// The range must still be valid for `'a`: until the end of a read transaction, or until the next write of a write transaction.
+    unsafe fn slice<'a>(self) -> &'a [u8] {
+        if self.0.mv_size == 0 {
+            return &[];
+        }
+        // SAFETY: the caller's promise; LMDB returns non-null pointers for non-empty values.
+        unsafe { std::slice::from_raw_parts(self.0.mv_data.cast::<u8>(), self.0.mv_size) }
+    }
+}
+
+struct RawCursor {
+    ptr: *mut ffi::MDB_cursor,
+}
+
+impl RawCursor {
+    #[inline]
+    fn get(&self, op: ffi::MDB_cursor_op, key: Option<&[u8]>) -> Result<Option<(Range, Range)>> {
+        let mut key = key.map_or_else(empty_val, val);
+        let mut data = empty_val();
+        // SAFETY: a live cursor of a live transaction; LMDB reads the key range before it overwrites the MDB_vals.
+        let code = unsafe { ffi::mdb_cursor_get(self.ptr, &raw mut key, &raw mut data, op) };
+        match code {
+            0 => Ok(Some((Range(key), Range(data)))),
+            ffi::MDB_NOTFOUND => Ok(None),
+            // A key of zero or too many bytes is nowhere.
+            ffi::MDB_BAD_VALSIZE => Err(error(code, "look up a key")),
+            _ => Err(error(code, "read LMDB")),
+        }
+    }
+}
+
+impl Drop for RawCursor {
+    fn drop(&mut self) {
+        // SAFETY: opened once, closed once; the owner borrows the transaction, so that is still live (required for write transactions).
+        unsafe { ffi::mdb_cursor_close(self.ptr) };
+    }
+}
+
+/// A consistent view of the environment.
+pub struct ReadTxn<'e> {
+    // Declared before the guard: the transaction ends before the environment may be resized or closed.
+    raw: RawTxn,
+    handles: Handles,
+    _guard: RwLockReadGuard<'e, Option<RawEnv>>,
+}
+
+impl<'e> ReadTxn<'e> {
+    /// Begins; `None` when a DBI appeared that has no handle valid in this transaction: begin again.
+    pub(super) fn begin(env: &'e Environment) -> Result<Option<Self>> {
+        let guard = env.guard();
+        let raw_env = guard.as_ref().ok_or_else(closed)?;
+        // Handles are copied while nobody can open one, and the transaction begins before anybody can again: all of them are valid in it.
+        let mut registry = env.handles();
+        open_missing_handles(raw_env, &mut registry)?;
+        let raw = RawTxn::begin(raw_env, ffi::MDB_RDONLY)?;
+        let known = registry.clone();
+        let names = raw.names()?;
+        drop(registry);
+        Ok(existing(&known, names).map(|handles| Self { raw, handles, _guard: guard }))
+    }
+
+    /// LastTxnID of the view.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.raw.id()
+    }
+
+    /// All DBIs, sorted by name (bytewise, as LMDB keeps them).
+    pub fn dbi_names(&self) -> impl Iterator<Item = &str> {
+        self.handles.keys().map(String::as_str)
+    }
+
+    /// A DBI by name, when it exists.
+    pub fn dbi(&self, name: &str) -> Result<Option<Dbi>> {
+        lookup(&self.raw, &self.handles, name)
+    }
+
+    /// Number of records.
+    pub fn entries(&self, dbi: Dbi) -> Result<u64> {
+        Ok(self.raw.stat(dbi.handle)?.ms_entries as u64)
+    }
+
+    /// Statistics of a DBI.
+    pub fn stat(&self, name: &str) -> Result<DbiStat> {
+        let dbi = self.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI").in_dbi(name))?;
+        let stat = self.raw.stat(dbi.handle)?;
+        Ok(DbiStat {
+            name: name.to_owned(),
+            flags: dbi.flags,
+            depth: stat.ms_depth,
+            branch_pages: stat.ms_branch_pages as u64,
+            leaf_pages: stat.ms_leaf_pages as u64,
+            overflow_pages: stat.ms_overflow_pages as u64,
+            entries: stat.ms_entries as u64,
+        })
+    }
+
+    /// A cursor before the first record.
+    pub fn cursor(&self, dbi: Dbi) -> Result<ReadCursor<'_>> {
+        Ok(ReadCursor { raw: self.raw.cursor(dbi.handle)?, started: false, txn: PhantomData })
+    }
+}
+
+/// Walks a DBI of a read transaction; what it returns lives as long as the transaction.
+pub struct ReadCursor<'t> {
+    raw: RawCursor,
+    started: bool,
+    txn: PhantomData<&'t ()>,
+}
+
+impl<'t> ReadCursor<'t> {
+    /// The next record, the first one at the start.
+    #[inline]
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<(&'t [u8], &'t [u8])>> {
+        let op = if self.started { ffi::MDB_NEXT } else { ffi::MDB_FIRST };
+        self.started = true;
+        Ok(self.raw.get(op, None)?.map(pair))
+    }
+
+    /// The first record whose key is not below `key`.
+    pub fn seek(&mut self, key: &[u8]) -> Result<Option<(&'t [u8], &'t [u8])>> {
+        self.started = true;
+        Ok(self.raw.get(ffi::MDB_SET_RANGE, Some(key))?.map(pair))
+    }
+}
+
+#[inline]
+fn pair<'a>((key, value): (Range, Range)) -> (&'a [u8], &'a [u8]) {
+    // SAFETY: only called where the signature of the caller ties 'a to the read transaction (data stays until its end), or to a borrow of
+    // the write cursor that ends before the next write (lmdb.h, mdb_get).
+    let key = unsafe { key.slice() };
+    // SAFETY: as above.
+    let value = unsafe { value.slice() };
+    (key, value)
+}
+
+/// The write transaction: at most one in the whole machine; rolled back unless committed. Stays on its thread.
+pub struct WriteTxn<'e> {
+    raw: RawTxn,
+    handles: Handles,
+    /// Held by a transaction that may create DBIs, from before it begins: `mdb_dbi_open` must not run in two transactions at once.
+    registry: Option<MutexGuard<'e, Handles>>,
+    _guard: RwLockReadGuard<'e, Option<RawEnv>>,
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl<'e> WriteTxn<'e> {
+    /// Takes the lock and begins; `None`: begin again, as for [`ReadTxn::begin`].
+    pub(super) fn begin(env: &'e Environment, may_create: bool, cancel: &Cancel) -> Result<Option<Self>> {
+        let guard = env.guard();
+        let raw_env = guard.as_ref().ok_or_else(closed)?;
+        let mut registry = env.handles();
+        open_missing_handles(raw_env, &mut registry)?;
+        let mut known = registry.clone();
+        // Without the right to create, others may open handles while we wait for the lock.
+        let registry = may_create.then_some(registry);
+        cancel.check()?;
+        cancel.set_waiting_for_lock(true);
+        let begun = RawTxn::begin(raw_env, 0);
+        cancel.set_waiting_for_lock(false);
+        let raw = begun?;
+        cancel.check()?;
+        let names = raw.names()?;
+        if registry.is_some() {
+            for name in names.iter().filter(|name| !known.contains_key(*name)).cloned().collect::<Vec<_>>() {
+                let handle = raw.open_dbi(&name, 0)?;
+                known.insert(name, handle);
+            }
+        }
+        Ok(existing(&known, names).map(|handles| Self { raw, handles, registry, _guard: guard, _not_send: PhantomData }))
+    }
+
+    /// The id this transaction will have when it writes anything.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.raw.id()
+    }
+
+    /// A DBI by name, when it exists.
+    pub fn dbi(&self, name: &str) -> Result<Option<Dbi>> {
+        lookup(&self.raw, &self.handles, name)
+    }
+
+    /// Creates a DBI with these persistent flags.
+    ///
+    /// # Errors
+    /// `MDB_DBS_FULL` when `max_dbs` is reached; `MDB_BAD_VALSIZE` for a name that LMDB refuses.
+    pub fn create_dbi(&mut self, name: &str, flags: u32) -> Result<Dbi> {
+        if self.registry.is_none() {
+            return Err(Error::new(Code::InvalidArgument, "this transaction may not create a DBI").in_dbi(name));
+        }
+        let handle = self.raw.open_dbi(name, ffi::MDB_CREATE | flags)?;
+        self.handles.insert(name.to_owned(), handle);
+        Ok(Dbi { handle, flags: self.raw.flags(handle)? })
+    }
+
+    /// Number of records.
+    pub fn entries(&self, dbi: Dbi) -> Result<u64> {
+        Ok(self.raw.stat(dbi.handle)?.ms_entries as u64)
+    }
+
+    /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
+    pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
+        Ok(WriteCursor { raw: self.raw.cursor(dbi.handle)?, started: false, txn: PhantomData })
+    }
+
+    /// Makes everything visible at once and durable. LastTxnID stays where it was when nothing was written.
+    pub fn commit(self) -> Result<()> {
+        let Self { raw, handles, registry, _guard, .. } = self;
+        raw.commit()?;
+        if let Some(mut registry) = registry {
+            registry.extend(handles);
+        }
+        Ok(())
+    }
+}
+
+/// Walks and writes a DBI of the write transaction; what it returns must be let go before the next write.
+pub struct WriteCursor<'t> {
+    raw: RawCursor,
+    started: bool,
+    txn: PhantomData<&'t mut ()>,
+}
+
+impl WriteCursor<'_> {
+    /// The record after the current one (after a put: after the one written), the first one at the start.
+    #[inline]
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        let op = if self.started { ffi::MDB_NEXT } else { ffi::MDB_FIRST };
+        self.started = true;
+        Ok(self.raw.get(op, None)?.map(pair))
+    }
+
+    /// The first record whose key is not below `key`.
+    pub fn seek(&mut self, key: &[u8]) -> Result<Option<(&[u8], &[u8])>> {
+        self.started = true;
+        Ok(self.raw.get(ffi::MDB_SET_RANGE, Some(key))?.map(pair))
+    }
+
+    /// The record the cursor stands on.
+    pub fn current(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        Ok(self.raw.get(ffi::MDB_GET_CURRENT, None)?.map(pair))
+    }
+
+    /// Writes a record. With `append` the caller knows that the key is above all others of the DBI.
+    ///
+    /// # Errors
+    /// `MDB_MAP_FULL`; `MDB_BAD_VALSIZE` for a key of zero or more than 511 bytes.
+    #[inline]
+    pub fn put(&mut self, key: &[u8], value: &[u8], append: bool) -> Result<()> {
+        let mut key_val = val(key);
+        let mut data = val(value);
+        let flags = if append { ffi::MDB_APPEND } else { 0 };
+        self.started = true;
+        // SAFETY: a live cursor of a live write transaction; both ranges outlive the call and LMDB copies them.
+        let code = unsafe { ffi::mdb_cursor_put(self.raw.ptr, &raw mut key_val, &raw mut data, flags) };
+        check(code, "write LMDB")
+    }
+}
+
+/// Handles of exactly these DBIs; `None` when one is missing.
+fn existing(known: &Handles, names: Vec<String>) -> Option<Handles> {
+    names.into_iter().map(|name| known.get(&name).map(|handle| (name, *handle))).collect()
+}
+
+fn lookup(raw: &RawTxn, handles: &Handles, name: &str) -> Result<Option<Dbi>> {
+    match handles.get(name) {
+        Some(&handle) => Ok(Some(Dbi { handle, flags: raw.flags(handle)? })),
+        None => Ok(None),
+    }
+}
