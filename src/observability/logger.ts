@@ -8,5 +8,7 @@ export interface Logger {
   info(message: string, fields?: LogFields): void;
   warning(message: string, fields?: LogFields): void;
   error(message: string, fields?: LogFields): void;
+  /** The last line before the program ends; it ends nothing itself. */
+  fatal(message: string, fields?: LogFields): void;
   child(fields: LogFields): Logger;
 }
