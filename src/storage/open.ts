@@ -1,0 +1,51 @@
+import { decodeOptions, key, object, str } from '../config/decode.ts';
+import type { StorageConfig } from '../config/types.ts';
+import type { Logger } from '../observability/logger.ts';
+import { FsStorage } from './fs.ts';
+import type { TryLock } from './lock.ts';
+import { MemoryStorage } from './memory.ts';
+import { type Storage, StorageError } from './storage.ts';
+
+/** What every backend may need besides its options. */
+export interface OpenStorageContext {
+  readonly logger: Logger;
+  readonly tryLock: TryLock;
+}
+
+type Opener = (options: unknown, context: OpenStorageContext) => Promise<Storage>;
+
+const backends: Readonly<Record<string, Opener>> = {
+  fs: async (options, context) => {
+    const { rootPath } = decodeOptions(options, fsOptions);
+    return FsStorage.open({ rootPath, ...context });
+  },
+  memory: (options) => {
+    decodeOptions(options, object({}));
+    return Promise.resolve(new MemoryStorage());
+  },
+};
+
+const fsOptions = object({ rootPath: key('root_path', str({ required: true })) });
+
+/** Backends of Lightning Stream that configurations may name. */
+const notBuilt: readonly string[] = ['s3', 'azure'];
+
+/**
+ * Opens the configured storage.
+ * @throws StorageError code `CONFIG` for a type that is missing, unknown or not built; ConfigError for wrong options;
+ * StorageError with a system code when the place cannot be used.
+ */
+export async function openStorage(config: StorageConfig, context: OpenStorageContext): Promise<Storage> {
+  const { type } = config;
+  const known = Object.keys(backends).join(', ');
+  if (type === '') throw refused(`storage.type: must be set to one of: ${known}`);
+  if (notBuilt.includes(type))
+    throw refused(`storage.type: ${type} is not built into this version; there is ${known}`);
+  const opener = Object.hasOwn(backends, type) ? backends[type] : undefined;
+  if (opener === undefined) throw refused(`storage.type: must be one of ${known}: ${JSON.stringify(type)}`);
+  return opener(config.options, context);
+}
+
+function refused(message: string): StorageError {
+  return new StorageError('CONFIG', 'open', undefined, message);
+}
