@@ -1,22 +1,18 @@
 import {
   Document,
-  isAlias,
   isMap,
   isScalar,
   isSeq,
-  LineCounter,
-  parseAllDocuments,
   Scalar,
   stringify,
-  visit,
-  type Alias,
   type Node,
   type Pair,
   type ParsedNode,
   YAMLMap,
   YAMLSeq,
 } from 'yaml';
-import { LightningStreamError } from '../errors.ts';
+import { MASK, isSecretKey, maskUrl } from './secrets.ts';
+import { Place, Source, TAG, type Value } from './source.ts';
 import {
   DBI_FLAG_NAMES,
   formatDbiFlags,
@@ -28,6 +24,8 @@ import {
   parseSize,
 } from './units.ts';
 
+export { ConfigError, Place, Source } from './source.ts';
+
 /**
  * A decoder for YAML by the type each key wants, strict, that gathers every complaint instead of stopping at the first.
  *
@@ -36,153 +34,6 @@ import {
  * merge keys applied where they stand, deep into sections. One table (`object`) names the keys, their types, defaults and checks; it
  * decodes to camelCase and encodes back for `--log-config`.
  */
-
-/** Everything that is wrong with a configuration; the message has one line per complaint. */
-export class ConfigError extends LightningStreamError {
-  /** `file:line:column: key: what is wrong`, in the order of the file. */
-  readonly complaints: readonly string[];
-
-  constructor(complaints: readonly string[]) {
-    super('CONFIG', complaints.join('\n'));
-    this.name = 'ConfigError';
-    this.complaints = complaints;
-  }
-}
-
-/** A value in the file as decoders see it; null stands for a key with nothing behind it. */
-type Value = Node | null;
-
-/** One parsed file and what there is to say about it. */
-export class Source {
-  readonly file: string;
-  readonly root: Value;
-  readonly warnings: string[] = [];
-  readonly #document: Document.Parsed;
-  readonly #lines: LineCounter;
-  readonly #complaints: { offset: number; text: string }[] = [];
-
-  private constructor(file: string, document: Document.Parsed, lines: LineCounter) {
-    this.file = file;
-    this.#document = document;
-    this.#lines = lines;
-    this.root = document.contents;
-  }
-
-  /** Parses the first document of `text`. @throws {@link ConfigError} when it is no YAML. */
-  static parse(text: string, file: string): Source {
-    const lines = new LineCounter();
-    const documents = parseAllDocuments(text, {
-      schema: 'failsafe',
-      lineCounter: lines,
-      prettyErrors: false,
-      uniqueKeys: false,
-      logLevel: 'silent',
-    });
-    const first = Array.isArray(documents) ? documents[0] : undefined;
-    const source = new Source(
-      file,
-      first ?? (new Document(null, { schema: 'failsafe' }) as Document.Parsed),
-      lines,
-    );
-    if (first === undefined) return source;
-    for (const error of first.errors)
-      source.complain(error.pos[0], '', yamlProblem(error.code, error.message));
-    source.#refuseOddNodes();
-    source.throwComplaints();
-    return source;
-  }
-
-  /** `at` is a node, a position in the text, or undefined when there is nothing to point at. */
-  complain(at: Value | number | undefined, path: string, text: string): void {
-    const offset = typeof at === 'number' ? at : at?.range?.[0];
-    const { line, col } = this.#lines.linePos(offset ?? 0);
-    const where = offset === undefined || line === 0 ? this.file : `${this.file}:${line}:${col}`;
-    this.#complaints.push({
-      offset: offset ?? 0,
-      text: `${where}: ${path === '' ? '' : `${path}: `}${text}`,
-    });
-  }
-
-  get complaintCount(): number {
-    return this.#complaints.length;
-  }
-
-  /** @throws {@link ConfigError} when there were complaints since the last call. */
-  throwComplaints(): void {
-    if (this.#complaints.length === 0) return;
-    const complaints = this.#complaints.splice(0).sort((a, b) => a.offset - b.offset);
-    throw new ConfigError(complaints.map(({ text }) => text));
-  }
-
-  lineOf(node: Value): number {
-    return node?.range == null ? 0 : this.#lines.linePos(node.range[0]).line;
-  }
-
-  resolve(node: Value): Value {
-    return isAlias(node) ? (node.resolve(this.#document) ?? null) : node;
-  }
-
-  /** Aliases that lead nowhere or into themselves, and tags that nobody decodes. */
-  #refuseOddNodes(): void {
-    visit(this.#document, {
-      Alias: (_key, alias: Alias, ancestors) => {
-        const target = alias.resolve(this.#document);
-        if (target === undefined) this.complain(alias, '', 'alias without an anchor of that name before it');
-        else if (ancestors.includes(target)) this.complain(alias, '', 'an anchor that contains itself');
-      },
-      Node: (_key, node: Node) => {
-        if (!isAlias(node) && node.tag !== undefined && !KNOWN_TAGS.has(node.tag))
-          this.complain(node, '', 'YAML tags like this one are not supported');
-      },
-    });
-  }
-}
-
-const TAG = 'tag:yaml.org,2002:';
-const KNOWN_TAGS: ReadonlySet<string> = new Set(
-  ['str', 'int', 'float', 'bool', 'null', 'map', 'seq'].map((name) => TAG + name),
-);
-
-/** The library's words, unless they may quote the text: a secret can stand anywhere in it. */
-function yamlProblem(code: string, message: string): string {
-  switch (code) {
-    case 'TAB_AS_INDENT':
-      return 'a tab cannot indent YAML: use spaces';
-    case 'MISSING_CHAR':
-      return /quote/.test(message)
-        ? 'a quoted text has no closing quote'
-        : 'a closing character or a colon is missing';
-    case 'BLOCK_AS_IMPLICIT_KEY':
-      return 'a "key: value" cannot stand here: quote the text, or indent differently';
-    case 'MULTILINE_IMPLICIT_KEY':
-      return 'a key must fit on one line: is a colon or an indentation missing?';
-    case 'BAD_INDENT':
-      return 'wrong indentation';
-    case 'BAD_ALIAS':
-      return 'a text that begins with * must be quoted';
-    default:
-      return `not valid YAML (${code.toLowerCase().replaceAll('_', ' ')})`;
-  }
-}
-
-/** A place in the tree: what a decoder complains with. */
-export class Place {
-  readonly source: Source;
-  readonly path: string;
-
-  constructor(source: Source, path: string) {
-    this.source = source;
-    this.path = path;
-  }
-
-  child(key: string): Place {
-    return new Place(this.source, this.path === '' ? key : `${this.path}.${key}`);
-  }
-
-  complain(at: Value | number | undefined, text: string): void {
-    this.source.complain(at, this.path, text);
-  }
-}
 
 /** Reads and writes one type of value. */
 export interface Decoder<T> {
@@ -251,7 +102,7 @@ function scalar<T extends string | number | boolean | undefined>(
     const parsed = spec.parse(text);
     if (parsed === undefined || (typeof parsed === 'object' && 'problem' in parsed)) {
       const problem = parsed === undefined ? `must be ${spec.what}` : parsed.problem;
-      place.complain(node, spec.secret === true ? problem : `${problem}: ${shown(text)}`);
+      place.complain(node, spec.secret === true ? problem : `${problem}, not ${shown(text)}`);
       return spec.zero;
     }
     return checked(parsed, node, place);
@@ -261,13 +112,14 @@ function scalar<T extends string | number | boolean | undefined>(
     if (problem !== undefined) place.complain(node, problem);
     return value;
   };
+  const absent = options.default ?? spec.zero;
   return {
-    absent: options.default ?? spec.zero,
+    absent,
     zero: spec.zero,
     read(values, place) {
       if (values.length === 0) {
         if (options.required === true) place.complain(undefined, 'must be set');
-        return this.absent;
+        return absent;
       }
       let result = spec.zero;
       for (const value of values) result = readOne(value, place);
@@ -330,7 +182,7 @@ export function oneOf<const T extends string>(
     const text = options.ignoreCase === true ? written.toLowerCase() : written;
     return options.aliases?.[text] ?? words.find((word) => word === text);
   };
-  const what = `one of: ${words.join(', ')}`;
+  const what = `one of (${words.join(', ')})`;
   const decoder = scalar<string>(
     { what, zero: '', parse: ({ text }) => find(text), format: (value) => value },
     {
@@ -344,7 +196,7 @@ export function oneOf<const T extends string>(
     absent: options.default,
     zero: (find('') ?? '') as T,
     read: (values, place) => {
-      const word = decoder.read.call(decoder, values, place);
+      const word = decoder.read(values, place);
       return find(word) ?? options.default;
     },
     encode: (value) => plain(value),
@@ -387,9 +239,9 @@ function parseNumber({ text, quoted }: Text): number | undefined {
 function inRange(options: RangeOptions, format: (value: number) => string): ScalarOptions<number> {
   const check = (value: number): string | undefined => {
     if (options.min !== undefined && value < options.min)
-      return `must be at least ${format(options.min)}: ${format(value)}`;
+      return `must be at least ${format(options.min)}, not ${format(value)}`;
     if (options.max !== undefined && value > options.max)
-      return `must be at most ${format(options.max)}: ${format(value)}`;
+      return `must be at most ${format(options.max)}, not ${format(value)}`;
     return options.check?.(value);
   };
   return { ...options, check };
@@ -455,7 +307,7 @@ export function size(options: RangeOptions = {}): Decoder<number> {
       parse: ({ text }) => {
         const parsed = parseSize(text);
         if ('sizeBytes' in parsed) return parsed.sizeBytes;
-        if (parsed.problem === 'bits') return { problem: 'means bits: write the unit as KB, MB, GB …' };
+        if (parsed.problem === 'bits') return { problem: 'must be in bytes (KB, MB, GB …; b would be bits)' };
         if (parsed.problem === 'range') return { problem: 'must be less than 16EB' };
         return undefined;
       },
@@ -498,7 +350,7 @@ export function zeroIsDefault<T>(decoder: Decoder<T>): Decoder<T> {
     ...decoder,
     zero: decoder.absent,
     read: (values, place) => {
-      const value = decoder.read.call(decoder, values, place);
+      const value = decoder.read(values, place);
       return value === decoder.zero ? decoder.absent : value;
     },
   };
@@ -517,17 +369,21 @@ export function dbiFlags(): Decoder<number | undefined> {
   );
 }
 
+/** For a key that is still read but no longer shown. */
+export function deprecated<T>(decoder: Decoder<T>): Decoder<T> {
+  return { ...decoder, read: (values, place) => decoder.read(values, place), encode: () => undefined };
+}
+
 /** Anything that is written as one word; `parse` gives undefined for what it does not know. */
 export function word<T extends string | number>(spec: {
   readonly what: string;
   readonly default: T;
   readonly parse: (text: string) => T | undefined;
 }): Decoder<T> {
-  const decoder = scalar<T>(
+  return scalar<T>(
     { what: spec.what, zero: spec.default, parse: ({ text }) => spec.parse(text), format: String },
     spec,
   );
-  return decoder;
 }
 
 // ---- sections ------------------------------------------------------------------------------------------------------------------
@@ -541,9 +397,10 @@ interface Entry {
 function entries(
   values: readonly Value[],
   place: Place,
-): { readonly map: Map<string, Entry>; readonly isNull: boolean } {
+): { readonly map: Map<string, Entry>; readonly isNull: boolean; readonly isSection: boolean } {
   const map = new Map<string, Entry>();
   let isNull = false;
+  let isSection = true;
   const add = (value: Value): void => {
     const node = place.source.resolve(value);
     if (scalarText(node) === null) {
@@ -574,7 +431,7 @@ function entries(
       const first = seen.get(name);
       if (first !== undefined) {
         place
-          .child(name)
+          .child(name, node)
           .complain(pair.key, `duplicate key, already set in line ${place.source.lineOf(first)}`);
         continue;
       }
@@ -596,7 +453,7 @@ function entries(
     }
   };
   for (const value of values) add(value);
-  return { map, isNull };
+  return { map, isNull, isSection };
 }
 
 /** One row of an `object` table. */
@@ -616,6 +473,7 @@ type FieldValues<F extends Fields> = { readonly [K in keyof F]: F[K] extends Fie
 /** The table decoded, and the table itself. */
 export interface ObjectDecoder<F extends Fields> extends Decoder<FieldValues<F>> {
   readonly fields: F;
+  encode(value: FieldValues<F>): Node;
 }
 
 /**
@@ -632,27 +490,29 @@ export function object<const F extends Fields>(
   const known = rows.map(([, field]) => field.key);
   const build = (valueOf: (field: Field<unknown>) => unknown): FieldValues<F> =>
     Object.fromEntries(rows.map(([property, field]) => [property, valueOf(field)])) as FieldValues<F>;
+  const absent = build(({ decoder }) => decoder.absent);
   return {
     fields,
-    absent: build(({ decoder }) => decoder.absent),
+    absent,
     zero: build(({ decoder }) => decoder.zero),
     read(values, place) {
       const before = place.source.complaintCount;
-      const { map, isNull } = entries(values, place);
+      const { map, isNull, isSection } = entries(values, place);
+      if (!isSection) return absent;
+      const section = values.findLast((value) => value !== null) ?? place.section;
       if (isNull && place.path !== '' && map.size === 0) {
         const text = `${place.path}: is empty, which sets all its keys to zero instead of their defaults; remove the key`;
         place.source.warnings.push(text);
       }
       for (const [name, entry] of map)
-        if (!known.includes(name)) place.child(name).complain(entry.key, unknownKey(name, known));
+        if (!known.includes(name)) place.child(name, null).complain(entry.key, unknownKey(name, known));
       const result = build((field) => {
         const given = map.get(field.key)?.values ?? (isNull ? [null] : []);
-        return field.decoder.read(given, place.child(field.key));
+        return field.decoder.read(given, place.child(field.key, section));
       });
-      const section = values.findLast((value) => value !== null);
       if (options.check !== undefined && place.source.complaintCount === before) {
         options.check(result, (name, text) => {
-          place.child(name).complain(map.get(name)?.values.at(-1) ?? section, text);
+          place.child(name, section).complain(map.get(name)?.values.at(-1), text);
         });
       }
       return result;
@@ -674,7 +534,7 @@ function unknownKey(name: string, known: readonly string[]): string {
     (candidate) => distance(name, candidate) <= Math.max(1, Math.floor(candidate.length / 4)),
   );
   if (similar !== undefined) return `unknown key: did you mean ${similar}?`;
-  return known.length <= 8 ? `unknown key: there is only ${known.join(', ')}` : 'unknown key';
+  return known.length <= 8 ? `unknown key: known here are ${known.join(', ')}` : 'unknown key';
 }
 
 /** Levenshtein. */
@@ -709,9 +569,9 @@ export function map<T>(
       const result = new Map<string, T>();
       for (const [name, entry] of found) {
         const problem = options.checkKey?.(name);
-        if (problem !== undefined) place.child(name).complain(entry.key, problem);
+        if (problem !== undefined) place.child(name, null).complain(entry.key, problem);
         // Unlike sections, values do not grow together: a merge key gives whole values.
-        result.set(name, decoder.read(entry.values.slice(-1), place.child(name)));
+        result.set(name, decoder.read(entry.values.slice(-1), place.child(name, entry.key)));
       }
       return result;
     },
@@ -740,7 +600,7 @@ export function list<T>(decoder: Decoder<T>): Decoder<readonly T[]> {
         return none;
       }
       return node.items.map((item, index) =>
-        decoder.read([item as Node], new Place(place.source, `${place.path}[${index}]`)),
+        decoder.read([item as Node], new Place(place.source, `${place.path}[${index}]`, node)),
       );
     },
     encode(value) {
@@ -757,26 +617,35 @@ export function list<T>(decoder: Decoder<T>): Decoder<readonly T[]> {
 // ---- options that somebody else decodes later ----------------------------------------------------------------------------------
 
 /** A section of the file, kept with its positions. */
-export class Undecoded {
+export interface Undecoded {
   readonly values: readonly Value[];
   readonly place: Place;
+}
 
-  constructor(values: readonly Value[], place: Place) {
-    this.values = values;
-    this.place = place;
-  }
+/** The section with one more key, which wins over an older one. */
+export function withOption(options: Undecoded, name: string, value: string): Undecoded {
+  const section = new YAMLMap();
+  section.set(plain(name), plain(value));
+  return { ...options, values: [...options.values, section] };
+}
+
+function isUndecoded(options: unknown): options is Undecoded {
+  return (
+    typeof options === 'object' && options !== null && 'place' in options && options.place instanceof Place
+  );
 }
 
 /** A section that is only checked to be one; {@link decodeOptions} does the rest. */
-export function later(): Decoder<Undecoded | undefined> {
+export function later(): Decoder<Undecoded> {
+  const none: Undecoded = undecoded(undefined);
   return {
-    absent: undefined,
-    zero: undefined,
+    absent: none,
+    zero: none,
     read(values, place) {
       entries(values, place);
-      return new Undecoded(values, place);
+      return { values, place };
     },
-    encode: (value) => (value === undefined ? new YAMLMap() : encodeUnknown(value)),
+    encode: encodeUnknown,
   };
 }
 
@@ -785,7 +654,7 @@ export function later(): Decoder<Undecoded | undefined> {
  * @throws {@link ConfigError} with every complaint
  */
 export function decodeOptions<T>(options: unknown, decoder: Decoder<T>): T {
-  const { values, place } = options instanceof Undecoded ? options : undecoded(options);
+  const { values, place } = isUndecoded(options) ? options : undecoded(options);
   const result = decoder.read(values, place);
   place.source.throwComplaints();
   return result;
@@ -793,7 +662,10 @@ export function decodeOptions<T>(options: unknown, decoder: Decoder<T>): T {
 
 function undecoded(options: unknown): Undecoded {
   const source = Source.parse(options == null ? '' : stringify(options), 'options');
-  return new Undecoded(source.root === null ? [] : [source.root], new Place(source, 'storage.options'));
+  return {
+    values: source.root === null ? [] : [source.root],
+    place: new Place(source, 'storage.options', null),
+  };
 }
 
 /** As written, with everything masked that a name or a URL gives away as a secret. */
@@ -821,25 +693,6 @@ function encodeUnknown({ values, place }: Undecoded): Node {
     return copy;
   };
   return encodeEntries(values, false);
-}
-
-// ---- secrets -------------------------------------------------------------------------------------------------------------------
-
-const MASK = '***';
-
-/** Whether a key's value is a secret, going by its name; names of files with secrets are none. */
-export function isSecretKey(name: string): boolean {
-  return (
-    /(^|[_-])(key|secret|password|passphrase|pass|token|credentials?|sas|connection_string)$/i.test(name) &&
-    !/^use_/i.test(name)
-  );
-}
-
-/** Hides `user:password@` and signatures in a URL. */
-export function maskUrl(text: string): string {
-  return text
-    .replace(/\/\/\S*@/g, `//${MASK}@`)
-    .replace(/([?&][^=&#\s]*(?:sig|signature|token|key|secret)=)[^&#\s]+/gi, `$1${MASK}`);
 }
 
 /** The YAML text of an encoded value; it reads back to the same, masked secrets apart. */

@@ -1,0 +1,307 @@
+import { readFileSync, realpathSync } from 'node:fs';
+import path from 'node:path';
+import {
+  bool,
+  ConfigError,
+  dbiFlags,
+  type Decoded,
+  deprecated,
+  duration,
+  float,
+  int,
+  key,
+  later,
+  map,
+  mode,
+  object,
+  oneOf,
+  Place,
+  size,
+  Source,
+  str,
+  toYaml,
+  withOption,
+  word,
+  zeroIsDefault,
+} from './decode.ts';
+import { formatDuration } from './units.ts';
+import type { Config, LogConfig } from './types.ts';
+
+export { ConfigError } from './decode.ts';
+export type * from './types.ts';
+
+const SECOND = 1000;
+const MINUTE = 60 * SECOND;
+const HOUR = 60 * MINUTE;
+
+/** `panic` and `warn` are Lightning Stream's further names. */
+const LOG_LEVELS = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const;
+const LOG_LEVEL_ALIASES = { warn: 'warning', panic: 'fatal' } as const;
+const LOG_FORMATS = ['human', 'logfmt', 'json'] as const;
+const LOG_TIMESTAMPS = ['short', 'disable', 'full'] as const;
+
+const pollInterval = (ms: number) => duration({ default: ms, min: 100 });
+
+/** Health is not looked at more often than once a second. */
+const trackerFields = (intervalMs: number) => ({
+  intervalMs: key('interval', raisedTo(SECOND, duration({ default: intervalMs }))),
+  warnDurationMs: key('warn_duration', duration({ default: MINUTE })),
+  errorDurationMs: key('error_duration', duration({ default: 5 * MINUTE })),
+});
+
+function raisedTo(minimum: number, decoder: ReturnType<typeof duration>): ReturnType<typeof duration> {
+  return {
+    ...decoder,
+    zero: minimum,
+    read: (values, place) => Math.max(minimum, decoder.read(values, place)),
+  };
+}
+
+const lmdb = object(
+  {
+    path: key('path', str({ required: true })),
+    options: key(
+      'options',
+      object({
+        noSubdir: key('no_subdir', bool()),
+        create: key('create', bool()),
+        dirMask: key('dir_mask', mode({ default: 0o775 })),
+        fileMask: key('file_mask', mode({ default: 0o664 })),
+        mapSizeBytes: key('map_size', size()),
+        maxDbs: key('max_dbs', zeroIsDefault(int({ default: 64 }))),
+      }),
+    ),
+    schemaTracksChanges: key('schema_tracks_changes', bool()),
+    dupsortHack: key('dupsort_hack', bool()),
+    schemaGuard: key(
+      'schema_guard',
+      word<'auto' | 'off' | number>({
+        what: 'auto, off or the number of a schema version',
+        default: 'auto',
+        parse: (text) =>
+          text === 'auto' || text === 'off' ? text : /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined,
+      }),
+    ),
+    headerExtraPaddingBlock: key('header_extra_padding_block', bool()),
+    dbiOptions: key(
+      'dbi_options',
+      map(object({ overrideCreateFlags: key('override_create_flags', dbiFlags()) })),
+    ),
+  },
+  {
+    check: (value, complain) => {
+      if (value.schemaTracksChanges && value.dupsortHack) {
+        complain('schema_tracks_changes', 'cannot be used together with dupsort_hack: remove one of them');
+      }
+    },
+  },
+);
+
+/** The whole file: one row per key, in the order in which `--log-config` prints them. */
+const table = object(
+  {
+    instance: key('instance', str()),
+    lmdbs: key(
+      'lmdbs',
+      map(lmdb, { required: 'at least one LMDB must be configured', checkKey: databaseNameProblem }),
+    ),
+    lmdbPollIntervalMs: key('lmdb_poll_interval', pollInterval(SECOND)),
+    lmdbLogStatsIntervalMs: key('lmdb_log_stats_interval', duration({ default: 30 * MINUTE })),
+    lmdbScrapeSmaps: key('lmdb_scrape_smaps', bool({ default: true })),
+    storagePollIntervalMs: key('storage_poll_interval', pollInterval(SECOND)),
+    storageRetryIntervalMs: key('storage_retry_interval', pollInterval(5 * SECOND)),
+    storageRetryCount: key('storage_retry_count', int({ default: 100, min: 1 })),
+    storageRetryForever: key('storage_retry_forever', bool()),
+    storageForceSnapshotIntervalMs: key(
+      'storage_force_snapshot_interval',
+      duration({
+        default: 4 * HOUR,
+        check: (ms) =>
+          ms !== 0 && ms < MINUTE ? `must be 0 (off) or at least 1m, not ${formatDuration(ms)}` : undefined,
+      }),
+    ),
+    memoryDownloadedSnapshots: key('memory_downloaded_snapshots', int({ default: 2, min: 1 })),
+    memoryDecompressedSnapshots: key('memory_decompressed_snapshots', int({ default: 3, min: 1 })),
+    onlyOnce: key('only_once', bool()),
+    spoolDir: key('spool_dir', str()),
+    sweeper: key(
+      'sweeper',
+      object({
+        enabled: key('enabled', bool()),
+        retentionDays: key('retention_days', float({ default: 370 })),
+        intervalMs: key('interval', duration({ default: 6 * HOUR })),
+        firstIntervalMs: key('first_interval', duration({ default: 10 * MINUTE })),
+        lockDurationMs: key('lock_duration', duration({ default: 50 })),
+        releaseDurationMs: key('release_duration', duration({ default: 50 })),
+        retentionLoadCutoffDurationMs: key('retention_load_cutoff_duration', duration()),
+      }),
+    ),
+    storage: key(
+      'storage',
+      object({
+        type: key('type', str()),
+        options: key('options', later()),
+        rootPath: key('root_path', deprecated(str())),
+        cleanup: key(
+          'cleanup',
+          object({
+            enabled: key('enabled', bool()),
+            intervalMs: key('interval', duration({ default: 5 * MINUTE })),
+            mustKeepIntervalMs: key('must_keep_interval', duration({ default: 10 * MINUTE })),
+            removeOldInstancesIntervalMs: key(
+              'remove_old_instances_interval',
+              duration({ default: 168 * HOUR }),
+            ),
+          }),
+        ),
+      }),
+    ),
+    http: key('http', object({ address: key('address', str({ check: addressProblem })) })),
+    log: key(
+      'log',
+      object({
+        level: key(
+          'level',
+          oneOf(LOG_LEVELS, { default: 'info', ignoreCase: true, aliases: LOG_LEVEL_ALIASES }),
+        ),
+        format: key('format', oneOf(LOG_FORMATS, { default: 'human' })),
+        timestamp: key('timestamp', oneOf(LOG_TIMESTAMPS, { default: 'short', aliases: { '': 'short' } })),
+      }),
+    ),
+    health: key(
+      'health',
+      object({
+        storageList: key('storage_list', object(trackerFields(5 * SECOND))),
+        storageLoad: key('storage_load', object(trackerFields(5 * SECOND))),
+        storageStore: key('storage_store', object(trackerFields(5 * SECOND))),
+        start: key(
+          'start',
+          object({
+            ...trackerFields(SECOND),
+            reportHealthz: key('report_healthz', bool()),
+            reportMetadata: key('report_metadata', bool({ default: true })),
+          }),
+        ),
+      }),
+    ),
+  },
+  {
+    check: (value, complain) => {
+      const users = new Map<string, string>();
+      for (const [name, { path: configured, options }] of value.lmdbs) {
+        const file = resolved(options.noSubdir ? configured : path.join(configured, 'data.mdb'));
+        const other = users.get(file);
+        if (other === undefined) users.set(file, name);
+        else
+          complain(
+            'lmdbs',
+            `${other} and ${name} are the same LMDB (${configured}): each needs one of its own`,
+          );
+      }
+    },
+  },
+);
+
+/** Such a database's snapshots could not be told from others' by their names, or not be stored. */
+function databaseNameProblem(name: string): string | undefined {
+  if (name === '') return 'the name of an LMDB must not be empty';
+  const bad = ['.', '/', '__'].find((part) => name.includes(part));
+  if (bad !== undefined)
+    return `the name of an LMDB must not contain ${bad}: it is part of the snapshots' names`;
+  if (name.endsWith('_'))
+    return "the name of an LMDB must not end with _: it is part of the snapshots' names";
+  return undefined;
+}
+
+/** As Go's net.SplitHostPort takes it; both parts may be empty. */
+function addressProblem(address: string): string | undefined {
+  return address === '' || /^([^:[\]]*|\[[^[\]]*\]):[^:[\]]*$/.test(address)
+    ? undefined
+    : `must be host:port, [ipv6]:port or :port, not ${address}`;
+}
+
+/** The path with links resolved as far as it exists. */
+function resolved(file: string): string {
+  const absolute = path.resolve(file);
+  try {
+    return realpathSync(absolute);
+  } catch {
+    const parent = path.dirname(absolute);
+    return parent === absolute ? absolute : path.join(resolved(parent), path.basename(absolute));
+  }
+}
+
+/**
+ * Replaces `$NAME` and `${NAME}` in the raw text, as Go's os.ExpandEnv: an unset name becomes empty, `$` and one of
+ * `*#$@!?-` or a digit are a name too, `${` without its end vanishes, `$` before anything else stays. There is no escape.
+ */
+export function expandEnvironment(text: string, env: Readonly<Record<string, string | undefined>>): string {
+  return text.replace(/\$(?:\{([^}]*)\}|\{|([*#$@!?0-9-]|\w+))/g, (_all, braced?: string, bare?: string) => {
+    const name = braced ?? bare;
+    return (name === undefined ? undefined : env[name]) ?? '';
+  });
+}
+
+/** What command-line flags change; the file must be valid without them. */
+export interface ConfigOverrides {
+  readonly instance?: string;
+  readonly log?: Partial<LogConfig>;
+}
+
+export interface LoadedConfig {
+  readonly config: Config;
+  /** One line each: deprecated or doubtful, but accepted. */
+  readonly warnings: readonly string[];
+  /** YAML of all that is in force, with secrets masked; it can be read back. */
+  effective(): string;
+}
+
+/**
+ * Reads, expands, decodes and checks the configuration.
+ * @throws {@link ConfigError} with every complaint, or because the file cannot be read
+ */
+export function loadConfig(from: {
+  readonly file: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly overrides?: ConfigOverrides;
+}): LoadedConfig {
+  return parseConfig(expandEnvironment(readText(from.file), from.env), from.file, from.overrides);
+}
+
+/** {@link loadConfig} for a text that is already there and expanded; `file` is its name in complaints. */
+export function parseConfig(text: string, file: string, overrides: ConfigOverrides = {}): LoadedConfig {
+  const source = Source.parse(text, file);
+  const values = source.root === null ? [] : [source.root];
+  const decoded = table.read(values, new Place(source, '', null));
+  source.throwComplaints();
+  const warnings = [...source.warnings];
+  const { storage, log, ...rest } = decoded;
+  const { rootPath, ...storageRest } = storage;
+  if (rootPath !== '') {
+    warnings.push(`${file}: storage.root_path is deprecated: write it as storage.options.root_path`);
+  }
+  const options = rootPath === '' ? storage.options : withOption(storage.options, 'root_path', rootPath);
+  const config = {
+    ...rest,
+    instance: overrides.instance ?? decoded.instance,
+    storage: { ...storageRest, options },
+    log: { ...log, ...overrides.log },
+  } satisfies Config;
+  const shown: Decoded<typeof table> = { ...config, storage: { ...config.storage, rootPath: '' } };
+  return { config, warnings, effective: () => toYaml(table.encode(shown)) };
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? 'unknown error';
+    const reason =
+      {
+        ENOENT: 'no such file: name your configuration with -c FILE',
+        EACCES: 'permission denied',
+        EISDIR: 'is a directory',
+      }[code] ?? `cannot be read (${code})`;
+    throw new ConfigError([`${file}: ${reason}`]);
+  }
+}
