@@ -36,6 +36,7 @@ const LONGEST_REPEATED_NAME_BYTES = 220;
 /** How long ago the last write to an unfinished file must be when no lock can tell whether somebody still works on it. */
 const ABANDONED_AFTER_MS = 3_600_000;
 const STATS_AT_ONCE = 32;
+const ATTEMPTS = 10;
 
 /**
  * Objects as files of one directory, on a local disk or a network file system that other hosts mount too.
@@ -253,6 +254,7 @@ export class FsStorage implements Storage {
       }
       if (lock !== 'busy') lock?.release();
     }
+    throw new Error(`${this.location}: new files are locked by somebody else again and again`);
   }
 
   /** Undefined when this file system knows no locks. */
