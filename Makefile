@@ -1,0 +1,82 @@
+# Everything a checkout needs; `make help` lists the targets. Works from any directory (`make -C`) and with -j.
+
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+SHELL := /bin/sh
+.SHELLFLAGS := -ec
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+MACHINE := $(shell uname -m)
+NODE_PACKAGE := node-linux-$(patsubst aarch64,arm64,$(patsubst x86_64,x64,$(MACHINE)))
+# All our JavaScript runs under the Node.js that the lock file pins, whatever the machine has.
+NODE := $(ROOT)/node_modules/$(NODE_PACKAGE)/bin/node
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(ROOT)/target)
+export CARGO_TARGET_DIR := $(TARGET_DIR)
+
+INSTALLED := $(ROOT)/node_modules/.installed
+ADDON := $(ROOT)/native/addon/lightningstream.node
+TESTKIT := $(TARGET_DIR)/release/lightningstream-testkit
+DIST := $(ROOT)/dist/.built
+
+RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/native' \
+	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
+
+.PHONY: help build demo test check bench fuzz soak tools clean prerequisites node-lmdb
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+build: $(ADDON) $(DIST) ## the program: native addon and compiled TypeScript
+
+demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
+	@cd '$(ROOT)' && exec '$(NODE)' build/demo.ts
+
+test: build tools ## lint, types and every test (Rust and TypeScript)
+	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts
+
+check: build tools ## lint, types and the fast tests
+	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --quick
+
+bench: build $(TESTKIT) ## speed and memory; BENCH_SIZES=100k,1m,10m, LS_REFERENCE=/path/to/lightningstream, BENCH_WRITE=1
+	@cd '$(ROOT)' && exec '$(NODE)' test/bench/bench.ts
+
+soak: build tools ## random writers, kills and restarts for SOAK_MINUTES (30)
+	@cd '$(ROOT)' && SOAK_MINUTES='$(or $(SOAK_MINUTES),30)' exec '$(NODE)' build/test.ts --soak
+
+fuzz: prerequisites ## fuzz the snapshot decoder for FUZZ_SECONDS (60) per target
+	@cd '$(ROOT)' && FUZZ_SECONDS='$(or $(FUZZ_SECONDS),60)' exec sh build/fuzz.sh
+
+tools: $(TESTKIT) node-lmdb ## what only the tests need
+
+clean: ## removes everything that was built (downloaded packages stay)
+	rm -rf '$(ROOT)/dist' '$(ROOT)/.cache' '$(ADDON)'
+	cd '$(ROOT)' && if command -v cargo >/dev/null 2>&1; then cargo clean --quiet; else rm -rf '$(TARGET_DIR)'; fi
+
+prerequisites:
+	@sh '$(ROOT)/build/prerequisites.sh'
+
+# npm runs only when the lock file's content changed: a checkout touches times, and `npm ci` starts from nothing.
+$(INSTALLED): $(ROOT)/package-lock.json | prerequisites
+	@cd '$(ROOT)' && if cmp -s package-lock.json '$@' && [ -x '$(NODE)' ]; then touch '$@'; else \
+	echo 'npm ci'; npm ci --no-audit --no-fund --loglevel=error && sh build/check-node.sh '$(NODE)' && cp package-lock.json '$@'; fi
+
+# Renamed into place: a running daemon keeps the file it has mapped.
+$(ADDON): $(RUST_SOURCES) $(INSTALLED) | prerequisites
+	cd '$(ROOT)' && '$(NODE)' node_modules/@napi-rs/cli/dist/cli.js build --release --no-js --dts index.d.ts \
+	  --manifest-path native/addon/Cargo.toml --package-json-path package.json --target-dir '$(TARGET_DIR)' --output-dir .cache/addon -- --locked
+	@cd '$(ROOT)' && { cmp -s .cache/addon/index.d.ts native/addon/index.d.ts || cp .cache/addon/index.d.ts native/addon/; } && \
+	mv -f .cache/addon/lightningstream.node '$@' && touch '$@'
+
+# After the addon only because two cargo calls at once would wait for one lock.
+$(TESTKIT): $(RUST_SOURCES) $(ADDON) | prerequisites
+	cd '$(ROOT)' && cargo build --release --locked --quiet -p lightningstream-testkit
+	@touch '$@'
+
+$(DIST): $(TS_SOURCES) $(INSTALLED)
+	cd '$(ROOT)' && '$(NODE)' node_modules/typescript/bin/tsc -p tsconfig.build.json
+	@touch '$@'
+
+node-lmdb: $(INSTALLED)
+	@sh '$(ROOT)/build/node-lmdb.sh' '$(NODE)' >/dev/null
