@@ -409,6 +409,7 @@ function entries(
     } else if (isMap(node)) {
       addPairs(node);
     } else {
+      isSection = false;
       place.complain(
         node,
         `must be a section of "key: value" lines, not a ${isSeq(node) ? 'list' : 'single value'}`,
@@ -645,7 +646,7 @@ export function later(): Decoder<Undecoded> {
       entries(values, place);
       return { values, place };
     },
-    encode: encodeUnknown,
+    encode: (value) => encodeUnknown(value, () => undefined),
   };
 }
 
@@ -661,15 +662,22 @@ export function decodeOptions<T>(options: unknown, decoder: Decoder<T>): T {
 }
 
 function undecoded(options: unknown): Undecoded {
-  const source = Source.parse(options == null ? '' : stringify(options), 'options');
+  const source = Source.parse(options === undefined || options === null ? '' : stringify(options), 'options');
   return {
     values: source.root === null ? [] : [source.root],
     place: new Place(source, 'storage.options', null),
   };
 }
 
+/** The secrets in a section, so that they can be masked wherever else they turn up. */
+export function secretsOf(options: Undecoded): readonly string[] {
+  const secrets: string[] = [];
+  encodeUnknown(options, (value) => secrets.push(value));
+  return secrets;
+}
+
 /** As written, with everything masked that a name or a URL gives away as a secret. */
-function encodeUnknown({ values, place }: Undecoded): Node {
+function encodeUnknown({ values, place }: Undecoded, onSecret: (value: string) => void): Node {
   const source = place.source;
   const encodeNode = (given: Value, secret: boolean): Node => {
     const node = source.resolve(given);
@@ -681,7 +689,10 @@ function encodeUnknown({ values, place }: Undecoded): Node {
     }
     const text = scalarText(node);
     if (text === null || text === undefined) return new Scalar('');
-    if (secret && text.text !== '') return plain(MASK);
+    if (secret && text.text !== '') {
+      onSecret(text.text);
+      return plain(MASK);
+    }
     const copy = plain(maskUrl(text.text));
     if (text.quoted) copy.type = Scalar.QUOTE_DOUBLE;
     return copy;

@@ -16,6 +16,7 @@ import {
   object,
   oneOf,
   Place,
+  secretsOf,
   size,
   Source,
   str,
@@ -252,6 +253,8 @@ export interface LoadedConfig {
   readonly config: Config;
   /** One line each: deprecated or doubtful, but accepted. */
   readonly warnings: readonly string[];
+  /** Values in the file that must never be shown; for `RootLogger.addSecrets`. */
+  readonly secrets: readonly string[];
   /** YAML of all that is in force, with secrets masked; it can be read back. */
   effective(): string;
 }
@@ -288,7 +291,7 @@ export function parseConfig(text: string, file: string, overrides: ConfigOverrid
     log: { ...log, ...overrides.log },
   } satisfies Config;
   const shown: Decoded<typeof table> = { ...config, storage: { ...config.storage, rootPath: '' } };
-  return { config, warnings, effective: () => toYaml(table.encode(shown)) };
+  return { config, warnings, secrets: secretsOf(options), effective: () => toYaml(table.encode(shown)) };
 }
 
 function readText(file: string): string {

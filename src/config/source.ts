@@ -57,7 +57,7 @@ export class Source {
     const first = Array.isArray(documents) ? documents[0] : undefined;
     const source = new Source(
       file,
-      first ?? (new Document(null, { schema: 'failsafe' }) as Document.Parsed),
+      first ?? (new Document(undefined, { schema: 'failsafe' }) as Document.Parsed),
       lines,
     );
     if (first === undefined) return source;
@@ -91,7 +91,8 @@ export class Source {
   }
 
   lineOf(node: Value): number {
-    return node?.range == null ? 0 : this.#lines.linePos(node.range[0]).line;
+    const offset = node?.range?.[0];
+    return offset === undefined ? 0 : this.#lines.linePos(offset).line;
   }
 
   resolve(node: Value): Value {
