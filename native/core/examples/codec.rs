@@ -1,0 +1,109 @@
+//! Times the snapshot codec on PowerDNS-like entries.
+//!
+//! `cargo run --release --example codec -- ENTRIES DIRECTORY`: writes a snapshot of ours and the same content as one foreign gzip
+//! member into the directory, reads both.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use lightningstream_core::snapshot::Meta;
+use lightningstream_core::snapshot::decode::{Event, Index, Reader};
+use lightningstream_core::snapshot::encode::{Sink, SizeCounter, Writer};
+use lightningstream_core::snapshot::gzip::MemberWriter;
+use lightningstream_core::{Cancel, Result};
+
+/// Peak resident set of the process in KiB.
+fn peak_kib() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM: ?");
+    line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+}
+
+/// Calls `each` with key, value and timestamp of records of about 56 bytes in key order, different enough to compress like real
+/// ones (to somewhat less than half).
+fn records(count: u32, mut each: impl FnMut(&[u8], &[u8], u64) -> Result<()>) -> Result<()> {
+    let mut key = *b"\x00\x00\x00\x00\x00\x03org\x00\x07example\x00\x00\x01";
+    let mut value = *b"\x04\x00\x00\x00\x0a\x00\x00\x01\x58\x02\x00\x00\x00\x01\x00\x01";
+    for index in 0..count {
+        key[..4].copy_from_slice(&index.to_be_bytes());
+        let noise = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        value[4..8].copy_from_slice(&noise.to_le_bytes()[4..]);
+        each(&key, &value, 1_700_000_000_000_000_000 + (noise >> 30))?;
+    }
+    Ok(())
+}
+
+fn write<S: Sink>(sink: S, count: u32, entries_bytes: u64) -> Result<S> {
+    let mut writer = Writer::new(sink, &Meta { generation_id: "GX".into(), ..Meta::default() })?;
+    writer.begin_dbi("records_v5", 0, "", entries_bytes)?;
+    records(count, |key, value, timestamp| writer.entry(key, value, timestamp, 0))?;
+    writer.finish()
+}
+
+fn read(path: &Path) -> Result<u64> {
+    let mut reader = Reader::open(path, &Cancel::new(), None)?;
+    let mut sum = 0;
+    loop {
+        match reader.next()? {
+            Event::Entry { key, value, timestamp, .. } => {
+                sum += key.len() as u64 + value.len() as u64 + (timestamp & 1);
+            }
+            Event::End => return Ok(sum),
+            Event::Dbi(_) | Event::NeedsIndex => {}
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let count: u32 = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(1_000_000);
+    let directory = args.next().unwrap_or_else(|| ".".into());
+    let ours = Path::new(&directory).join("ours.pb.gz");
+    let foreign = Path::new(&directory).join("foreign.pb.gz");
+    let io = |error| lightningstream_core::Error::io("benchmark", &error);
+    let rounds = if args.next().is_some() { 1 } else { 3 };
+
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let mut sizes = SizeCounter::default();
+        records(count, |key, value, timestamp| {
+            sizes.add(key, value, timestamp, 0);
+            Ok(())
+        })?;
+        let sized = start.elapsed();
+        let file = File::create(&ours).map_err(io)?;
+        let start = Instant::now();
+        let sink = MemberWriter::new(&file, "ours.pb.gz", &Cancel::new());
+        let written = write(sink, count, sizes.bytes())?.finish()?;
+        println!("sizes {sized:.3?}, encode and compress {:.3?}, {written:?}, peak {}", start.elapsed(), peak_kib());
+    }
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let sum = read(&ours)?;
+        println!("decode ours {:.3?}, sum {sum}, peak {}", start.elapsed(), peak_kib());
+    }
+    let start = Instant::now();
+    let index = Index::scan(&ours, &Cancel::new())?;
+    println!("scan ours {:.3?}, {} entries", start.elapsed(), index.entries);
+
+    if !foreign.exists() {
+        let mut sizes = SizeCounter::default();
+        records(count, |key, value, timestamp| {
+            sizes.add(key, value, timestamp, 0);
+            Ok(())
+        })?;
+        let plain = write(Vec::new(), count, sizes.bytes())?;
+        let file = File::create(&foreign).map_err(io)?;
+        let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        encoder.write_all(&plain).map_err(io)?;
+        encoder.finish().map_err(io)?;
+    }
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let sum = read(&foreign)?;
+        println!("decode foreign {:.3?}, sum {sum}, peak {}", start.elapsed(), peak_kib());
+    }
+    Ok(())
+}
