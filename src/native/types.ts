@@ -161,6 +161,12 @@ export interface Native {
   readonly addonVersion: string;
   /** Throws a {@link NativeError}; code `ALREADY_OPEN` when this process has the file open. */
   openEnvironment(path: string, options: EnvironmentOptions): Environment;
+  /**
+   * Exclusive lock on an existing file without waiting: flock(2) with LOCK_EX | LOCK_NB, held by the open file and so until
+   * `release` or the end of the process. Undefined when somebody else holds it, in this process too.
+   * Throws an error with `code` of the system (`ENOENT`, `ENOLCK`, `EOPNOTSUPP`, …).
+   */
+  tryLock(path: string): { release(): void } | undefined;
   /** Decodes a whole snapshot without keeping it: throws when it is corrupt. */
   inspectSnapshot(path: string, options?: { signal?: AbortSignal }): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
 }
