@@ -1,1 +1,614 @@
-//! (see the module's documentation)
+//! Merging a snapshot: plan without the lock, write only what changes.
+//!
+//! 1. *Plan*, in a read transaction: walk the snapshot beside the LMDB (both are in key order) and keep the entries that win. Nothing
+//!    wins, the usual case among instances that agree: the write lock is never taken.
+//! 2. *Apply*, in one write transaction. If nobody committed since the plan it holds as it is; else each candidate is decided again.
+//! 3. Candidates beyond the budget (the first load, mostly): the snapshot is streamed a second time, inside the write transaction.
+//!
+//! Either way one transaction makes all of a snapshot visible, and a snapshot that does not decode to its end leaves nothing.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::cancel::Cancel;
+use crate::error::{Code, Error, Result};
+use crate::header::{self, FLAG_DELETED, SYNCED_FLAGS};
+use crate::lmdb::{Dbi, Environment, KeyOrder, MAX_KEY_BYTES, ReadCursor, WriteCursor, WriteTxn, flags};
+use crate::snapshot::Meta;
+use crate::snapshot::decode::{DbiHeader, Event, Index, Reader};
+use crate::snapshot::wire::FORMAT_VERSION;
+
+/// Names of DBIs that belong to one instance and never travel.
+pub const PRIVATE_PREFIX: &str = "_sync";
+
+/// Candidates kept in memory between plan and apply, bytes.
+const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
+
+/// Records between two looks at the cancel flag: far below 50 ms of work.
+const CHECK_EVERY: u64 = 4096;
+
+/// A write transaction that wrote more than this leaves page buffers worth giving back, bytes.
+const RELEASE_ABOVE_BYTES: u64 = 4 << 20;
+
+/// What to merge and how.
+#[derive(Clone, Debug)]
+pub struct MergeOptions<'a> {
+    /// The compressed snapshot.
+    pub path: &'a Path,
+    /// Deletions older than this (ns) are not added; 0 = all are.
+    pub deleted_cutoff: u64,
+    /// Flags for DBIs to be created, by name, instead of the snapshot's.
+    pub create_flags: BTreeMap<String, u32>,
+    /// Write one zero extension block into each header.
+    pub padding_block: bool,
+    /// Bytes of candidates to keep before streaming in the write transaction.
+    pub budget_bytes: usize,
+}
+
+impl<'a> MergeOptions<'a> {
+    /// Defaults for a file.
+    #[must_use]
+    pub fn new(path: &'a Path) -> Self {
+        Self {
+            path,
+            deleted_cutoff: 0,
+            create_flags: BTreeMap::new(),
+            padding_block: false,
+            budget_bytes: DEFAULT_BUDGET_BYTES,
+        }
+    }
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, Default)]
+pub struct Merged {
+    /// LastTxnID that the decision was based on.
+    pub base_txn_id: u64,
+    /// The transaction that wrote; `None` when nothing had to be written.
+    pub txn_id: Option<u64>,
+    /// Entries read.
+    pub entries: u64,
+    /// Keys that were not there.
+    pub added: u64,
+    /// Values replaced.
+    pub updated: u64,
+    /// DBIs created.
+    pub created: Vec<String>,
+    /// Private DBIs of the snapshot, not merged.
+    pub ignored: Vec<String>,
+    /// Time without the lock.
+    pub plan: Duration,
+    /// Time blocked until the lock was there.
+    pub wait_lock: Duration,
+    /// Time the lock was held.
+    pub write_lock: Duration,
+    /// The snapshot's Meta.
+    pub meta: Meta,
+    /// Its formatVersion.
+    pub format_version: u32,
+    /// Its compatVersion.
+    pub compat_version: u32,
+}
+
+/// Merges one snapshot into the environment, natively: every value there has a header.
+///
+/// # Errors
+/// [`Code::SnapshotCorrupt`] and [`Code::SnapshotRefused`] blame the snapshot, all others the local side. Nothing was written then.
+pub fn merge(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
+    let mut grown = false;
+    loop {
+        match merge_any_order(env, options, cancel) {
+            // Another process may have raised the map size meanwhile; LMDB only notices when it must.
+            Err(e) if e.code == Code::Lmdb(MDB_MAP_FULL) && !grown && env.adopt_map_size()? => grown = true,
+            Err(e) => return Err(explain(env, e)),
+            Ok(merged) => return Ok(merged),
+        }
+    }
+}
+
+const MDB_MAP_FULL: i32 = -30792;
+const MDB_DBS_FULL: i32 = -30791;
+const MDB_INCOMPATIBLE: i32 = -30784;
+
+/// Adds what an operator needs to know to errors that LMDB words tersely.
+fn explain(env: &Environment, mut error: Error) -> Error {
+    match error.code {
+        Code::Lmdb(MDB_MAP_FULL) => {
+            let size = env.info().map_or(0, |info| info.map_bytes);
+            error.message = format!(
+                "the LMDB map of {} bytes is full: raise options.map_size (and the application's own setting) or delete data; \
+                 nothing was written",
+                size
+            );
+        }
+        Code::Lmdb(MDB_DBS_FULL) => error.message = "too many DBIs: raise options.max_dbs".to_owned(),
+        // A DBI was dropped and made again with other flags; handles remember the old ones.
+        Code::Lmdb(MDB_INCOMPATIBLE) => {
+            let _ = env.release_memory();
+        }
+        _ => {}
+    }
+    error
+}
+
+/// Fields that come late (versions after DBIs, a name after its entries) are legal and rare: then one more pass finds them first.
+fn merge_any_order(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
+    let attempt = |index| Merge { env, options, cancel, index, out: Merged::default(), bytes: 0 }.run();
+    let result = match attempt(None) {
+        Ok(None) => attempt(Some(Index::scan(options.path, cancel)?)),
+        other => other,
+    };
+    match result {
+        Ok(Some(merged)) => Ok(merged),
+        Ok(None) => Err(Error::refused("the order of the snapshot's fields cannot be understood")),
+        Err(error) => {
+            if error.code == Code::SnapshotRefused {
+                // A damaged object is worse than one that cannot be merged, and is treated otherwise: look at the rest of it as well.
+                Index::scan(options.path, cancel)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+struct Merge<'a> {
+    env: &'a Environment,
+    options: &'a MergeOptions<'a>,
+    cancel: &'a Cancel,
+    /// Given when fields of the snapshot come later than what they are about.
+    index: Option<Index>,
+    out: Merged,
+    /// Bytes of keys and values read.
+    bytes: u64,
+}
+
+/// What the plan came to.
+enum Plan {
+    /// Nothing to write.
+    Nothing,
+    /// These entries win.
+    Apply(Candidates),
+    /// More than the budget holds: stream the snapshot in the write transaction.
+    Stream,
+    /// Begin again with an index.
+    NeedsIndex,
+}
+
+impl<'a> Merge<'a> {
+    /// `None`: begin again with an index.
+    fn run(mut self) -> Result<Option<Merged>> {
+        let started = Instant::now();
+        let plan = self.plan()?;
+        self.out.plan = started.elapsed();
+        match plan {
+            Plan::Nothing => {}
+            Plan::Apply(candidates) => self.apply(&candidates)?,
+            Plan::Stream => {
+                if !self.stream()? {
+                    return Ok(None);
+                }
+            }
+            Plan::NeedsIndex => return Ok(None),
+        }
+        Ok(Some(self.out))
+    }
+
+    fn plan(&mut self) -> Result<Plan> {
+        let txn = self.env.read()?;
+        self.out.base_txn_id = txn.id();
+        let mut reader = Reader::open(self.options.path, self.cancel, self.index.clone())?;
+        let mut candidates = Candidates::default();
+        let mut seen = BTreeSet::new();
+        let mut current: Option<(Target, Option<ReadCursor<'_>>)> = None;
+        loop {
+            match reader.next()? {
+                Event::Dbi(head) => {
+                    let head = head.clone();
+                    let message_bytes = head.message_len;
+                    current = None;
+                    let Some(mut target) = self.admit(head, reader.format_version(), reader.compat_version())? else { continue };
+                    let local = txn.dbi(&target.name)?;
+                    let entries = local.map_or(Ok(0), |dbi| txn.entries(dbi))?;
+                    if entries == 0 && message_bytes > self.options.budget_bytes as u64 {
+                        return Ok(Plan::Stream);
+                    }
+                    target.keys.order = KeyOrder::of(local.map_or(target.create_flags, |dbi| dbi.flags));
+                    // A DBI that comes twice meets what its first message wrote, which this transaction does not show.
+                    candidates.recheck |= !seen.insert(target.name.clone());
+                    candidates.begin_dbi(&target, local.is_none());
+                    current = Some((target, local.map(|dbi| txn.cursor(dbi)).transpose()?));
+                }
+                Event::Entry { key, value, timestamp, flags } => {
+                    let Some((target, cursor)) = &mut current else { continue };
+                    self.count_entry(key.len() + value.len())?;
+                    let ascending = target.keys.check(key).map_err(|e| e.in_dbi(&target.name))?;
+                    // Keys may come twice only when they are not in order; then the later meets the earlier.
+                    candidates.recheck |= !ascending;
+                    let incoming = Incoming::new(key, value, timestamp, flags, target.format_version);
+                    let stored = match cursor {
+                        Some(cursor) => cursor.find(key, ascending)?,
+                        None => None,
+                    };
+                    let verdict = self.decide(&incoming, stored, target)?;
+                    if verdict != Verdict::Keep {
+                        candidates.push(&incoming, verdict);
+                        if candidates.bytes > self.options.budget_bytes {
+                            return Ok(Plan::Stream);
+                        }
+                    }
+                }
+                Event::NeedsIndex => return Ok(Plan::NeedsIndex),
+                Event::End => break,
+            }
+        }
+        self.take_head(&reader);
+        Ok(if candidates.dbis.iter().all(|dbi| !dbi.create && dbi.entries == 0) {
+            Plan::Nothing
+        } else {
+            Plan::Apply(candidates)
+        })
+    }
+
+    fn apply(&mut self, candidates: &Candidates) -> Result<()> {
+        let may_create = candidates.dbis.iter().any(|dbi| dbi.create);
+        let planned_on = self.out.base_txn_id;
+        let mut txn = self.begin(may_create)?;
+        let locked = Instant::now();
+        // The ids of write transactions follow each other: the next one after the plan's means that nobody committed in between.
+        let unchanged = txn.id() == planned_on + 1;
+        let decide_again = candidates.recheck || !unchanged;
+        let mut writer = Writer::new(&txn, self.options.padding_block);
+        let mut entries = candidates.entries();
+        for planned in &candidates.dbis {
+            let dbi = self.open_target(&mut txn, &planned.target)?;
+            let mut cursor = txn.cursor(dbi)?;
+            for _ in 0..planned.entries {
+                let Some((incoming, mut verdict)) = entries.next() else { break };
+                if decide_again {
+                    let stored = cursor.find(incoming.key, false)?;
+                    verdict = self.decide(&incoming, stored, &planned.target)?;
+                }
+                if verdict != Verdict::Keep {
+                    writer.put(&mut cursor, &incoming, false).map_err(|e| e.in_dbi(&planned.target.name))?;
+                    self.count_write(verdict)?;
+                }
+            }
+        }
+        self.finish(txn, locked, writer.bytes)
+    }
+
+    /// False: begin again with an index; nothing was written.
+    fn stream(&mut self) -> Result<bool> {
+        self.out.entries = 0;
+        self.out.ignored.clear();
+        let mut reader = Reader::open(self.options.path, self.cancel, self.index.clone())?;
+        // Which DBIs are missing is only known in the transaction.
+        let mut txn = self.begin(true)?;
+        let locked = Instant::now();
+        let mut writer = Writer::new(&txn, self.options.padding_block);
+        let mut event = reader.next()?;
+        loop {
+            let head = match event {
+                Event::End => break,
+                Event::NeedsIndex => return Ok(false),
+                Event::Entry { .. } => {
+                    // Of a private DBI.
+                    event = reader.next()?;
+                    continue;
+                }
+                Event::Dbi(head) => head.clone(),
+            };
+            let Some(mut target) = self.admit(head, reader.format_version(), reader.compat_version())? else {
+                event = reader.next()?;
+                continue;
+            };
+            let dbi = self.open_target(&mut txn, &target)?;
+            target.keys.order = dbi.order();
+            // Into an empty DBI, keys in order are appended without looking; one that is not in order finds what was appended before it.
+            let mut append = txn.entries(dbi)? == 0;
+            let mut cursor = txn.cursor(dbi)?;
+            loop {
+                event = reader.next()?;
+                let Event::Entry { key, value, timestamp, flags } = event else { break };
+                self.count_entry(key.len() + value.len())?;
+                let ascending = target.keys.check(key).map_err(|e| e.in_dbi(&target.name))?;
+                append &= ascending;
+                let incoming = Incoming::new(key, value, timestamp, flags, target.format_version);
+                let stored = if append { None } else { cursor.find(key, ascending)? };
+                let verdict = self.decide(&incoming, stored, &target)?;
+                if verdict != Verdict::Keep {
+                    writer.put(&mut cursor, &incoming, append).map_err(|e| e.in_dbi(&target.name))?;
+                    self.count_write(verdict)?;
+                }
+            }
+        }
+        self.take_head(&reader);
+        drop(reader);
+        self.finish(txn, locked, writer.bytes)?;
+        Ok(true)
+    }
+
+    fn begin(&mut self, may_create: bool) -> Result<WriteTxn<'a>> {
+        let started = Instant::now();
+        let txn = self.env.write(may_create, self.cancel)?;
+        self.out.wait_lock = started.elapsed();
+        self.out.base_txn_id = txn.id() - 1;
+        Ok(txn)
+    }
+
+    fn finish(&mut self, txn: WriteTxn<'_>, locked: Instant, bytes: u64) -> Result<()> {
+        self.cancel.check()?;
+        let id = txn.id();
+        txn.commit()?;
+        self.out.write_lock = locked.elapsed();
+        let wrote = self.out.added + self.out.updated > 0 || !self.out.created.is_empty();
+        // A transaction that wrote nothing leaves LastTxnID alone, and its id is used again.
+        self.out.txn_id = wrote.then_some(id);
+        if bytes > RELEASE_ABOVE_BYTES {
+            self.env.release_memory()?;
+        }
+        Ok(())
+    }
+
+    /// Checks a DBI's head; `None` for a private one.
+    fn admit(&mut self, head: DbiHeader, format_version: u32, compat_version: u32) -> Result<Option<Target>> {
+        if head.name.starts_with(PRIVATE_PREFIX) {
+            self.out.ignored.push(head.name);
+            return Ok(None);
+        }
+        let refuse = |text: String| Err(Error::refused(text).in_dbi(head.name.as_str()));
+        if format_version == 0 {
+            return refuse("the snapshot has no formatVersion".into());
+        }
+        if compat_version > FORMAT_VERSION {
+            return refuse(format!(
+                "the snapshot needs a newer program: compatVersion {compat_version} > {FORMAT_VERSION} (formatVersion {format_version})"
+            ));
+        }
+        if !head.transform.is_empty() {
+            return refuse(format!(
+                "transform '{}' of the snapshot cannot be merged with schema_tracks_changes",
+                head.transform.escape_debug()
+            ));
+        }
+        let flags = (head.flags & 0xffff) as u32;
+        if format_version >= 3 && flags & flags::DUPSORT != 0 {
+            return refuse("the snapshot's DBI has MDB_DUPSORT but no transform".into());
+        }
+        if head.name.is_empty() || head.name.len() > MAX_KEY_BYTES || head.name.contains('\0') {
+            return refuse("LMDB cannot have a DBI of that name".into());
+        }
+        let create_flags = self.options.create_flags.get(&head.name).copied().unwrap_or(flags);
+        Ok(Some(Target { name: head.name, create_flags, format_version, keys: KeyCheck::default() }))
+    }
+
+    /// The DBI to merge into, created when it is missing.
+    fn open_target(&mut self, txn: &mut WriteTxn<'_>, target: &Target) -> Result<Dbi> {
+        if let Some(dbi) = txn.dbi(&target.name)? {
+            return Ok(dbi);
+        }
+        if target.create_flags & !flags::CREATABLE != 0 {
+            let text = format!("LMDB has no DBI flags 0x{:x}", target.create_flags);
+            return Err(Error::refused(text).in_dbi(target.name.as_str()));
+        }
+        self.out.created.push(target.name.clone());
+        txn.create_dbi(&target.name, target.create_flags)
+    }
+
+    fn decide(&self, incoming: &Incoming<'_>, stored: Option<&[u8]>, target: &Target) -> Result<Verdict> {
+        incoming
+            .against(stored, self.options.deleted_cutoff)
+            .map_err(|e| e.in_dbi(target.name.as_str()).at_key(incoming.key))
+    }
+
+    #[inline]
+    fn count_entry(&mut self, bytes: usize) -> Result<()> {
+        let out = &mut self.out;
+        out.entries += 1;
+        self.bytes += bytes as u64;
+        if out.entries.is_multiple_of(CHECK_EVERY) {
+            self.cancel.check()?;
+            self.cancel.report(out.entries, self.bytes, 0);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn count_write(&mut self, verdict: Verdict) -> Result<()> {
+        match verdict {
+            Verdict::Keep => {}
+            Verdict::Add => self.out.added += 1,
+            Verdict::Replace => self.out.updated += 1,
+        }
+        if (self.out.added + self.out.updated).is_multiple_of(CHECK_EVERY) { self.cancel.check() } else { Ok(()) }
+    }
+
+    fn take_head(&mut self, reader: &Reader) {
+        self.out.meta = reader.meta().clone();
+        self.out.format_version = reader.format_version();
+        self.out.compat_version = reader.compat_version();
+    }
+}
+
+/// A DBI message's head, checked.
+#[derive(Clone, Debug)]
+struct Target {
+    name: String,
+    create_flags: u32,
+    format_version: u32,
+    keys: KeyCheck,
+}
+
+/// Checks the keys of one DBI message as they come.
+#[derive(Clone, Debug)]
+struct KeyCheck {
+    order: KeyOrder,
+    previous: Vec<u8>,
+}
+
+impl Default for KeyCheck {
+    fn default() -> Self {
+        Self { order: KeyOrder::Lexical, previous: Vec::new() }
+    }
+}
+
+impl KeyCheck {
+    /// True when the key is above the one before; an error when LMDB cannot have it.
+    #[inline]
+    fn check(&mut self, key: &[u8]) -> Result<bool> {
+        if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            return Err(Error::refused(format!("LMDB cannot have a key of {} bytes", key.len())).at_key(key));
+        }
+        // liblmdb compares integer keys without looking at their length.
+        if self.order == KeyOrder::Integer
+            && (!matches!(key.len(), 4 | 8) || (!self.previous.is_empty() && self.previous.len() != key.len()))
+        {
+            return Err(Error::refused(format!("a key of {} bytes in a DBI of integer keys", key.len())).at_key(key));
+        }
+        let ascending = self.previous.is_empty() || self.order.compare(&self.previous, key) == Ordering::Less;
+        self.previous.clear();
+        self.previous.extend_from_slice(key);
+        Ok(ascending)
+    }
+}
+
+/// What to do with an entry of the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The local value stays, byte for byte; or there is none and stays none.
+    Keep,
+    Add,
+    Replace,
+}
+
+/// An entry of the snapshot, normalised: a deletion has no value.
+#[derive(Clone, Copy, Debug)]
+struct Incoming<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    timestamp: u64,
+    flags: u8,
+}
+
+impl<'a> Incoming<'a> {
+    #[inline]
+    fn new(key: &'a [u8], value: &'a [u8], timestamp: u64, flags: u32, format_version: u32) -> Self {
+        let mut flags = (flags & u32::from(SYNCED_FLAGS)) as u8;
+        // Version 1 had no flags: an empty value meant deleted.
+        if format_version < 2 && value.is_empty() {
+            flags |= FLAG_DELETED;
+        }
+        let value = if flags & FLAG_DELETED == 0 { value } else { &[] };
+        Self { key, value, timestamp, flags }
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.flags & FLAG_DELETED != 0
+    }
+
+    /// The merge rule: the later timestamp wins; among equal ones the lower value, and a deletion before a live empty value. Any set of
+    /// entries has one winner, whatever the order of merging.
+    #[inline]
+    fn against(&self, stored: Option<&[u8]>, deleted_cutoff: u64) -> Result<Verdict> {
+        // A value of zero bytes counts as none, as for Lightning Stream.
+        let Some(stored) = stored.filter(|stored| !stored.is_empty()) else {
+            let stale = self.is_deleted() && self.timestamp < deleted_cutoff;
+            return Ok(if stale { Verdict::Keep } else { Verdict::Add });
+        };
+        let local = header::parse(stored)?;
+        let wins = match self.timestamp.cmp(&local.timestamp) {
+            Ordering::Less => false,
+            Ordering::Greater => true,
+            Ordering::Equal => {
+                let local_value: &[u8] = if local.is_deleted() { &[] } else { local.value };
+                (self.value, !self.is_deleted()) < (local_value, !local.is_deleted())
+            }
+        };
+        Ok(if wins { Verdict::Replace } else { Verdict::Keep })
+    }
+}
+
+/// Writes entries with fresh headers.
+struct Writer {
+    txn_id: u64,
+    padding_block: bool,
+    buffer: Vec<u8>,
+    bytes: u64,
+}
+
+impl Writer {
+    fn new(txn: &WriteTxn<'_>, padding_block: bool) -> Self {
+        Self { txn_id: txn.id(), padding_block, buffer: Vec::new(), bytes: 0 }
+    }
+
+    #[inline]
+    fn put(&mut self, cursor: &mut WriteCursor<'_>, entry: &Incoming<'_>, append: bool) -> Result<()> {
+        header::build(&mut self.buffer, entry.timestamp, self.txn_id, entry.flags, entry.value, self.padding_block);
+        self.bytes += (entry.key.len() + self.buffer.len()) as u64;
+        cursor.put(entry.key, &self.buffer, append).map_err(|e| e.at_key(entry.key))
+    }
+}
+
+/// Entries that won, in the order they came.
+#[derive(Default)]
+struct Candidates {
+    dbis: Vec<PlannedDbi>,
+    /// Whole entries, packed into blocks: a growing single buffer would be twice its size while it moves.
+    blocks: Vec<Vec<u8>>,
+    bytes: usize,
+    /// Some key or DBI came twice or out of order, so each decision depends on the writes before it.
+    recheck: bool,
+}
+
+struct PlannedDbi {
+    target: Target,
+    create: bool,
+    entries: u64,
+}
+
+const BLOCK_BYTES: usize = 256 << 10;
+/// Key length (2), value length (4), timestamp (8), flags (1), verdict (1).
+const ENTRY_HEAD_BYTES: usize = 16;
+
+impl Candidates {
+    fn begin_dbi(&mut self, target: &Target, create: bool) {
+        self.dbis.push(PlannedDbi { target: target.clone(), create, entries: 0 });
+    }
+
+    fn push(&mut self, entry: &Incoming<'_>, verdict: Verdict) {
+        let size = ENTRY_HEAD_BYTES + entry.key.len() + entry.value.len();
+        if self.blocks.last().is_none_or(|block| block.capacity() - block.len() < size) {
+            self.blocks.push(Vec::with_capacity(size.max(BLOCK_BYTES)));
+        }
+        let (Some(block), Some(dbi)) = (self.blocks.last_mut(), self.dbis.last_mut()) else { return };
+        // Keys are at most 511 bytes, values at most snapshot::MAX_ENTRY_BYTES.
+        block.extend_from_slice(&(entry.key.len() as u16).to_ne_bytes());
+        block.extend_from_slice(&(entry.value.len() as u32).to_ne_bytes());
+        block.extend_from_slice(&entry.timestamp.to_ne_bytes());
+        block.extend_from_slice(&[entry.flags, u8::from(verdict == Verdict::Add)]);
+        block.extend_from_slice(entry.key);
+        block.extend_from_slice(entry.value);
+        dbi.entries += 1;
+        self.bytes += size;
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (Incoming<'_>, Verdict)> {
+        self.blocks.iter().flat_map(|block| {
+            let mut rest = block.as_slice();
+            std::iter::from_fn(move || {
+                let (head, tail) = rest.split_first_chunk::<ENTRY_HEAD_BYTES>()?;
+                let key_bytes = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+                let value_bytes = u32::from_ne_bytes([head[2], head[3], head[4], head[5]]) as usize;
+                let mut timestamp = [0; 8];
+                timestamp.copy_from_slice(&head[6..14]);
+                let (key, tail) = tail.split_at(key_bytes);
+                let (value, tail) = tail.split_at(value_bytes);
+                rest = tail;
+                let verdict = if head[15] == 1 { Verdict::Add } else { Verdict::Replace };
+                Some((Incoming { key, value, timestamp: u64::from_ne_bytes(timestamp), flags: head[14] }, verdict))
+            })
+        })
+    }
+}

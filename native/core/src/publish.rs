@@ -1,1 +1,150 @@
-//! (see the module's documentation)
+//! Publishing: one read transaction becomes one compressed snapshot file, with flat memory.
+//!
+//! Two passes over the same view: the first adds up sizes (the length of a DBI precedes its entries) and checks every header, the second
+//! encodes. Compression runs beside it on all cores.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::cancel::Cancel;
+use crate::error::{Code, Error, Result};
+use crate::header::{self, Native};
+use crate::lmdb::{Dbi, Environment, ReadTxn, flags};
+use crate::merge::PRIVATE_PREFIX;
+use crate::snapshot::Meta;
+use crate::snapshot::encode::{self, SizeCounter};
+use crate::snapshot::gzip::MemberWriter;
+use crate::snapshot::wire::MAX_ENTRY_BYTES;
+
+/// Records between two looks at the cancel flag: far below 50 ms of work.
+const CHECK_EVERY: u64 = 4096;
+
+/// What a publish did.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// Transaction that the snapshot shows.
+    pub txn_id: u64,
+    /// Time of the snapshot, ns since the epoch.
+    pub timestamp: u64,
+    /// DBIs written.
+    pub dbis: u64,
+    /// Entries written.
+    pub entries: u64,
+    /// Those flagged deleted.
+    pub deleted: u64,
+    /// Uncompressed size.
+    pub bytes: u64,
+    /// Size of the file.
+    pub compressed_bytes: u64,
+    /// Time until the read transaction was there.
+    pub acquire: Duration,
+    /// Time of the first pass.
+    pub dump: Duration,
+    /// Time of the second pass, writing and syncing the file included.
+    pub compress: Duration,
+}
+
+/// Writes the native environment as a snapshot to `path`, which is created or truncated, and synced.
+///
+/// `meta` is completed with the transaction and with the time that `now` (ns since the epoch) gives once the transaction has begun: a
+/// snapshot is never older than what it holds. On failure the file is left as it is; the caller removes it.
+///
+/// # Errors
+/// [`Code::HeaderInvalid`] with DBI and key; a DUPSORT DBI ([`Code::Lmdb`] is not involved: it cannot carry headers); I/O errors.
+pub fn publish(
+    env: &Environment,
+    path: &Path,
+    mut meta: Meta,
+    now: impl FnOnce() -> u64,
+    cancel: &Cancel,
+) -> Result<Published> {
+    let started = Instant::now();
+    let txn = env.read()?;
+    let mut out = Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
+    meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
+    meta.timestamp_nano = out.timestamp;
+
+    let measuring = Instant::now();
+    let mut dbis = Vec::new();
+    let mut total_bytes = 0;
+    for name in txn.dbi_names().filter(|name| !name.starts_with(PRIVATE_PREFIX)) {
+        let measured = measure(&txn, name, &mut out, cancel).map_err(|e| e.in_dbi(name))?;
+        total_bytes += measured.entries_bytes;
+        dbis.push(measured);
+    }
+    out.dump = measuring.elapsed();
+
+    let writing = Instant::now();
+    let shown = path.display().to_string();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(path)
+        .map_err(|e| Error::io(format_args!("create {shown}"), &e))?;
+    let mut writer = encode::Writer::new(MemberWriter::new(&file, shown.as_str(), cancel), &meta)?;
+    let mut done = 0;
+    for measured in &dbis {
+        writer.begin_dbi(measured.name, u64::from(measured.dbi.flags), "", measured.entries_bytes)?;
+        let mut cursor = txn.cursor(measured.dbi)?;
+        while let Some((key, stored)) = cursor.next()? {
+            let native = header::parse(stored).map_err(|e| e.in_dbi(measured.name).at_key(key))?;
+            writer.entry(key, live_value(&native), native.timestamp, u32::from(native.flags))?;
+            done += 1;
+            if done % CHECK_EVERY == 0 {
+                cancel.check()?;
+                cancel.report(done, done * total_bytes / out.entries.max(1), total_bytes);
+            }
+        }
+    }
+    let written = writer.finish()?.finish()?;
+    file.sync_all().map_err(|e| Error::io(format_args!("sync {shown}"), &e))?;
+    cancel.check()?;
+    out.bytes = written.bytes;
+    out.compressed_bytes = written.compressed_bytes;
+    out.dbis = dbis.len() as u64;
+    out.compress = writing.elapsed();
+    Ok(out)
+}
+
+/// A DBI to be written, and how long its entries are.
+struct Measured<'t> {
+    name: &'t str,
+    dbi: Dbi,
+    entries_bytes: u64,
+}
+
+fn measure<'t>(txn: &'t ReadTxn<'_>, name: &'t str, out: &mut Published, cancel: &Cancel) -> Result<Measured<'t>> {
+    let dbi = txn.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI"))?;
+    if dbi.flags & flags::DUPSORT != 0 {
+        return Err(Error::new(
+            Code::HeaderInvalid,
+            "the DBI has MDB_DUPSORT, which cannot be combined with schema_tracks_changes",
+        ));
+    }
+    let mut size = SizeCounter::default();
+    let mut cursor = txn.cursor(dbi)?;
+    while let Some((key, stored)) = cursor.next()? {
+        let native = header::parse(stored).map_err(|e| e.at_key(key))?;
+        let value = live_value(&native);
+        if key.len() + value.len() > MAX_ENTRY_BYTES as usize - 64 {
+            let text = format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
+            return Err(Error::new(Code::HeaderInvalid, text).at_key(key));
+        }
+        size.add(key, value, native.timestamp, u32::from(native.flags));
+        out.entries += 1;
+        out.deleted += u64::from(native.is_deleted());
+        if out.entries.is_multiple_of(CHECK_EVERY) {
+            cancel.check()?;
+        }
+    }
+    Ok(Measured { name, dbi, entries_bytes: size.bytes() })
+}
+
+/// A deletion has no value, whatever is behind its header.
+fn live_value<'a>(native: &Native<'a>) -> &'a [u8] {
+    if native.is_deleted() { &[] } else { native.value }
+}

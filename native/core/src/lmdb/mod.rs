@@ -28,8 +28,8 @@ pub mod flags {
     pub const DUPSORT: u32 = 0x04;
     /// Keys are native unsigned integers of 4 or 8 bytes.
     pub const INTEGERKEY: u32 = 0x08;
-    /// All of them.
-    pub const PERSISTENT: u32 = 0x7f;
+    /// All of them: REVERSEKEY to REVERSEDUP.
+    pub const CREATABLE: u32 = 0x7e;
 }
 
 /// Largest key of a default build (`MDB_MAXKEYSIZE`).

@@ -1,5 +1,6 @@
 //! Transactions and cursors.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::marker::PhantomData;
@@ -73,7 +74,7 @@ impl RawTxn {
         let mut flags = 0;
         // SAFETY: a live transaction and a valid out-pointer; LMDB checks the handle.
         check(unsafe { ffi::mdb_dbi_flags(self.ptr, handle, &raw mut flags) }, "DBI flags")?;
-        Ok(flags & super::flags::PERSISTENT)
+        Ok(flags & super::flags::CREATABLE)
     }
 
     fn stat(&self, handle: ffi::MDB_dbi) -> Result<ffi::MDB_stat> {
@@ -244,14 +245,28 @@ impl<'e> ReadTxn<'e> {
 
     /// A cursor before the first record.
     pub fn cursor(&self, dbi: Dbi) -> Result<ReadCursor<'_>> {
-        Ok(ReadCursor { raw: self.raw.cursor(dbi.handle)?, started: false, txn: PhantomData })
+        let raw = self.raw.cursor(dbi.handle)?;
+        Ok(ReadCursor { raw, order: dbi.order(), place: Place::Start, current: None, txn: PhantomData })
     }
+}
+
+/// Records a cursor walks over before it jumps by a search from the root instead.
+const STEPS_BEFORE_SEEK: u32 = 8;
+
+/// Where a cursor stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Start,
+    Record,
+    End,
 }
 
 /// Walks a DBI of a read transaction; what it returns lives as long as the transaction.
 pub struct ReadCursor<'t> {
     raw: RawCursor,
-    started: bool,
+    order: KeyOrder,
+    place: Place,
+    current: Option<(&'t [u8], &'t [u8])>,
     txn: PhantomData<&'t ()>,
 }
 
@@ -260,15 +275,50 @@ impl<'t> ReadCursor<'t> {
     #[inline]
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<(&'t [u8], &'t [u8])>> {
-        let op = if self.started { ffi::MDB_NEXT } else { ffi::MDB_FIRST };
-        self.started = true;
-        Ok(self.raw.get(op, None)?.map(pair))
+        let op = match self.place {
+            Place::Start => ffi::MDB_FIRST,
+            Place::Record => ffi::MDB_NEXT,
+            Place::End => return Ok(None),
+        };
+        self.stand(op, None)
     }
 
     /// The first record whose key is not below `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<Option<(&'t [u8], &'t [u8])>> {
-        self.started = true;
-        Ok(self.raw.get(ffi::MDB_SET_RANGE, Some(key))?.map(pair))
+        self.stand(ffi::MDB_SET_RANGE, Some(key))
+    }
+
+    #[inline]
+    fn stand(&mut self, op: ffi::MDB_cursor_op, key: Option<&[u8]>) -> Result<Option<(&'t [u8], &'t [u8])>> {
+        self.current = self.raw.get(op, key)?.map(pair);
+        self.place = if self.current.is_some() { Place::Record } else { Place::End };
+        Ok(self.current)
+    }
+
+    /// The value of `key`. Cheap when keys come in order: steps over small gaps, searches over large ones. `ascending` is the caller's
+    /// word that this key is above the one asked for before.
+    #[inline]
+    pub fn find(&mut self, key: &[u8], ascending: bool) -> Result<Option<&'t [u8]>> {
+        if !ascending {
+            self.seek(key)?;
+        } else if self.place == Place::Start {
+            self.next()?;
+        }
+        let mut steps = 0;
+        while let Some((local, value)) = self.current {
+            match self.order.compare(local, key) {
+                Ordering::Equal => return Ok(Some(value)),
+                Ordering::Greater => return Ok(None),
+                Ordering::Less if steps < STEPS_BEFORE_SEEK => {
+                    steps += 1;
+                    self.next()?;
+                }
+                Ordering::Less => {
+                    self.seek(key)?;
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -349,7 +399,7 @@ impl<'e> WriteTxn<'e> {
 
     /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
     pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
-        Ok(WriteCursor { raw: self.raw.cursor(dbi.handle)?, started: false, txn: PhantomData })
+        Ok(WriteCursor { raw: self.raw.cursor(dbi.handle)?, order: dbi.order(), place: Place::Start, txn: PhantomData })
     }
 
     /// Makes everything visible at once and durable. LastTxnID stays where it was when nothing was written.
@@ -366,29 +416,36 @@ impl<'e> WriteTxn<'e> {
 /// Walks and writes a DBI of the write transaction; what it returns must be let go before the next write.
 pub struct WriteCursor<'t> {
     raw: RawCursor,
-    started: bool,
+    order: KeyOrder,
+    place: Place,
     txn: PhantomData<&'t mut ()>,
 }
 
 impl WriteCursor<'_> {
-    /// The record after the current one (after a put: after the one written), the first one at the start.
-    #[inline]
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
-        let op = if self.started { ffi::MDB_NEXT } else { ffi::MDB_FIRST };
-        self.started = true;
-        Ok(self.raw.get(op, None)?.map(pair))
-    }
-
-    /// The first record whose key is not below `key`.
-    pub fn seek(&mut self, key: &[u8]) -> Result<Option<(&[u8], &[u8])>> {
-        self.started = true;
-        Ok(self.raw.get(ffi::MDB_SET_RANGE, Some(key))?.map(pair))
-    }
-
-    /// The record the cursor stands on.
-    pub fn current(&mut self) -> Result<Option<(&[u8], &[u8])>> {
-        Ok(self.raw.get(ffi::MDB_GET_CURRENT, None)?.map(pair))
+    /// The value of `key`; see [`ReadCursor::find`].
+    pub fn find(&mut self, key: &[u8], ascending: bool) -> Result<Option<&[u8]>> {
+        let mut op = match self.place {
+            _ if !ascending => ffi::MDB_SET_RANGE,
+            Place::Start => ffi::MDB_FIRST,
+            Place::Record => ffi::MDB_GET_CURRENT,
+            Place::End => return Ok(None),
+        };
+        let mut steps = 0;
+        loop {
+            let Some((local, value)) = self.raw.get(op, (op == ffi::MDB_SET_RANGE).then_some(key))?.map(pair) else {
+                self.place = Place::End;
+                return Ok(None);
+            };
+            self.place = Place::Record;
+            match self.order.compare(local, key) {
+                Ordering::Equal => return Ok(Some(value)),
+                Ordering::Greater => return Ok(None),
+                Ordering::Less => {
+                    op = if steps < STEPS_BEFORE_SEEK { ffi::MDB_NEXT } else { ffi::MDB_SET_RANGE };
+                    steps += 1;
+                }
+            }
+        }
     }
 
     /// Writes a record. With `append` the caller knows that the key is above all others of the DBI.
@@ -400,7 +457,7 @@ impl WriteCursor<'_> {
         let mut key_val = val(key);
         let mut data = val(value);
         let flags = if append { ffi::MDB_APPEND } else { 0 };
-        self.started = true;
+        self.place = Place::Record;
         // SAFETY: a live cursor of a live write transaction; both ranges outlive the call and LMDB copies them.
         let code = unsafe { ffi::mdb_cursor_put(self.raw.ptr, &raw mut key_val, &raw mut data, flags) };
         check(code, "write LMDB")
