@@ -21,6 +21,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; ma
 meter { width: 6rem }
 `;
 
+// Not in the template, where a formatter would change its text and so its hash.
+const STYLE_ELEMENT: Html = { html: `<style>${STATUS_STYLE}</style>` };
+
 /** Persistent flags of a DBI (lmdb.h, "Database Flags"). */
 const DBI_FLAGS: readonly (readonly [number, string])[] = [
   [0x02, 'REVERSEKEY'],
@@ -51,9 +54,7 @@ export function renderStatusPage({ model, health, nowMs, mask }: StatusPage): st
         <meta charset="utf-8" />
         <meta name="viewport" content="width=device-width, initial-scale=1" />
         <title>${title}</title>
-        <style>
-          ${{ html: STATUS_STYLE }}
-        </style>
+        ${STYLE_ELEMENT}
       </head>
       <body>
         <header>
