@@ -71,8 +71,9 @@ export interface TempDir extends AsyncDisposable {
   join(...parts: readonly string[]): string;
 }
 
-export async function tempDir(prefix = 'lightningstream-test-'): Promise<TempDir> {
-  const path = await mkdtemp(join(tmpdir(), prefix));
+/** Below `parent`, the system's temporary directory when that is not given or empty. */
+export async function tempDir(prefix = 'lightningstream-test-', parent = ''): Promise<TempDir> {
+  const path = await mkdtemp(join(parent || tmpdir(), prefix));
   directories.add(path);
   return {
     path,
@@ -110,6 +111,8 @@ export interface StartOptions {
   readonly cwd?: string;
   /** Another program than {@link launcher}. */
   readonly command?: string;
+  /** A Ctrl-C at the terminal does not reach it. */
+  readonly ownProcessGroup?: boolean;
 }
 
 export interface ExitStatus {
@@ -151,6 +154,7 @@ export async function start(options: StartOptions): Promise<Running> {
     cwd: options.cwd ?? tmpdir(),
     env: cleanEnvironment(options.env ?? {}),
     stdio: ['ignore', 'pipe', 'pipe'],
+    detached: options.ownProcessGroup ?? false,
   });
   children.add(child);
 
