@@ -24,7 +24,8 @@ import {
   parseSize,
 } from './units.ts';
 
-export { ConfigError, Place, Source } from './source.ts';
+export { ConfigError } from './error.ts';
+export { Place, Source } from './source.ts';
 
 /**
  * A decoder for YAML by the type each key wants, strict, that gathers every complaint instead of stopping at the first.
@@ -667,6 +668,13 @@ function undecoded(options: unknown): Undecoded {
     values: source.root === null ? [] : [source.root],
     place: new Place(source, 'storage.options', null),
   };
+}
+
+/** The text of one option, to look at before the section is decoded; undefined when it is absent, null or no single value. */
+export function optionText(options: unknown, name: string): string | undefined {
+  if (!isUndecoded(options)) return undefined;
+  const value = entries(options.values, options.place).map.get(name)?.values.at(-1) ?? null;
+  return scalarText(options.place.source.resolve(value))?.text;
 }
 
 /** The secrets in a section, so that they can be masked wherever else they turn up. */

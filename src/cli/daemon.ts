@@ -1,0 +1,47 @@
+import { UsageError } from '../errors.ts';
+import { type DaemonMode, refuseMissingFeatures } from './not-built.ts';
+import type { Session } from './session.ts';
+import { withStorage } from './storage.ts';
+
+/** `sync` and `receive` */
+export async function daemon(
+  session: Session,
+  mode: DaemonMode,
+  options: {
+    readonly onlyOnce?: true;
+    readonly onlyDb?: readonly string[];
+    readonly waitForMarkerFile?: string;
+  },
+): Promise<number> {
+  const { logger, signal } = session;
+  const config = options.onlyOnce === true ? { ...session.config, onlyOnce: true } : session.config;
+  const all = [...config.lmdbs.keys()];
+  const { onlyDb: onlyDbs = [] } = options;
+  const unknown = onlyDbs.find((name) => !all.includes(name));
+  if (unknown !== undefined)
+    throw new UsageError(
+      `--only-db ${unknown}: no such LMDB in ${session.configFile}; there is ${all.join(', ')}`,
+    );
+  refuseMissingFeatures(config, session.configFile, mode, onlyDbs.length === 0 ? all : onlyDbs);
+
+  const [{ runDaemon }, { loadNative }, { createMetrics }, { createHealth }] = await Promise.all([
+    import('../sync/daemon.ts'),
+    import('../native/index.ts'),
+    import('../observability/metrics.ts'),
+    import('../observability/health.ts'),
+  ]);
+  return withStorage(session, (storage) =>
+    runDaemon({
+      config,
+      mode,
+      onlyDbs,
+      ...(options.waitForMarkerFile === undefined ? {} : { waitForMarkerFile: options.waitForMarkerFile }),
+      native: loadNative(),
+      storage,
+      logger,
+      metrics: createMetrics({ scrapeSmaps: config.lmdbScrapeSmaps }),
+      health: createHealth(Date.now),
+      signal,
+    }),
+  );
+}

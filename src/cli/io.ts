@@ -1,0 +1,31 @@
+import type { RootLogger } from '../observability/logger.ts';
+
+/** What a program run touches of the process around it; `main.ts` gives the real things, tests their own. */
+export interface Io {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly stdout: Output;
+  readonly stderr: Output;
+  /** Asks for an orderly end. */
+  readonly signal?: AbortSignal;
+  /**
+   * Makes sure that the program's work is done under a process id of at least `minimum`. Undefined: it already is; else the
+   * exit code of the process that did all the work instead.
+   */
+  readonly ensureMinimumPid?: (minimum: number, logger: RootLogger) => Promise<number | undefined>;
+}
+
+/** The part of a stream that is used. */
+export interface Output {
+  write(chunk: string | Uint8Array, done?: (error?: Error | null) => void): unknown;
+  readonly isTTY?: boolean;
+}
+
+/** Resolves when the stream took it. */
+export function print(output: Output, chunk: string | Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    output.write(chunk, (error) => {
+      if (error instanceof Error) reject(error);
+      else resolve();
+    });
+  });
+}

@@ -1,0 +1,87 @@
+import { ConfigError, optionText } from '../config/decode.ts';
+import type { Config } from '../config/types.ts';
+
+/** A feature that a configuration may ask for and this version does not have. */
+interface Missing {
+  readonly what: string;
+  /** Keys that ask for it. */
+  readonly keys: (config: Config, dbs: readonly string[]) => readonly string[];
+  /** What to do about such a key. */
+  readonly instead: string;
+  /** Commands that would do it. */
+  readonly modes: readonly DaemonMode[];
+}
+
+export type DaemonMode = 'sync' | 'receive';
+
+const BOTH: readonly DaemonMode[] = ['sync', 'receive'];
+
+/** One entry per feature; it goes when the feature comes. */
+const missing: readonly Missing[] = [
+  { what: 'S3 storage', keys: storageType('s3'), instead: 'use fs', modes: BOTH },
+  { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs', modes: BOTH },
+  {
+    what: 'the update marker',
+    keys: trueOption('use_update_marker'),
+    instead: 'set it to false, on all instances',
+    modes: BOTH,
+  },
+  {
+    what: 'shadow mode',
+    keys: lmdbKeys('schema_tracks_changes', (lmdb) => !lmdb.schemaTracksChanges),
+    instead: 'set it to true if the application writes Lightning Stream headers',
+    modes: BOTH,
+  },
+  {
+    what: 'the dupsort hack',
+    keys: lmdbKeys('dupsort_hack', (lmdb) => lmdb.dupsortHack),
+    instead: 'set it to false',
+    modes: BOTH,
+  },
+  {
+    what: 'cleaning the storage',
+    keys: ({ storage }) => (storage.cleanup.enabled ? ['storage.cleanup.enabled'] : []),
+    instead: 'set it to false',
+    modes: ['sync'],
+  },
+  {
+    what: 'the sweeper',
+    keys: ({ sweeper }) => (sweeper.enabled ? ['sweeper.enabled'] : []),
+    instead: 'set it to false',
+    modes: BOTH,
+  },
+];
+
+/** @throws {@link ConfigError} with a line for each key that asks for what is not there. */
+export function refuseMissingFeatures(
+  config: Config,
+  configFile: string,
+  mode: DaemonMode,
+  dbs: readonly string[],
+): void {
+  const complaints = missing.flatMap(({ what, keys, instead, modes }) =>
+    modes.includes(mode)
+      ? keys(config, dbs).map(
+          (key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`,
+        )
+      : [],
+  );
+  if (complaints.length > 0) throw new ConfigError(complaints);
+}
+
+function storageType(type: string): Missing['keys'] {
+  return ({ storage }) => (storage.type === type ? ['storage.type'] : []);
+}
+
+function trueOption(name: string): Missing['keys'] {
+  return ({ storage }) =>
+    /^(y|yes|true|on)$/i.test(optionText(storage.options, name) ?? '') ? [`storage.options.${name}`] : [];
+}
+
+function lmdbKeys(
+  key: string,
+  asks: (lmdb: NonNullable<ReturnType<Config['lmdbs']['get']>>) => boolean,
+): Missing['keys'] {
+  return ({ lmdbs }, dbs) =>
+    [...lmdbs].flatMap(([name, lmdb]) => (dbs.includes(name) && asks(lmdb) ? [`lmdbs.${name}.${key}`] : []));
+}

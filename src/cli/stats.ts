@@ -1,0 +1,42 @@
+import { humanSize } from '../config/units.ts';
+import type { EnvironmentStats } from '../native/types.ts';
+import { errorMessage } from '../errors.ts';
+import { print } from './io.ts';
+import type { Session } from './session.ts';
+
+/** `stats`: as much as can be read; 1 when an LMDB could not be. */
+export async function stats(session: Session): Promise<number> {
+  const { loadNative } = await import('../native/index.ts');
+  const native = loadNative();
+  let exitCode = 0;
+  for (const [name, lmdb] of [...session.config.lmdbs].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
+    try {
+      // A look must not bring an LMDB into being.
+      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, create: false });
+      try {
+        await print(session.io.stdout, formatStats(name, await environment.stats()));
+      } finally {
+        await environment.close();
+      }
+    } catch (error) {
+      exitCode = 1;
+      await print(session.io.stderr, `lightningstream: lmdbs.${name}: ${errorMessage(error)}\n`);
+    }
+  }
+  return exitCode;
+}
+
+/** The lines of Lightning Stream, which print Go structs. */
+export function formatStats(name: string, { info, dbis, usedBytes }: EnvironmentStats): string {
+  const usedPercent = info.mapSizeBytes === 0 ? 0 : (100 * usedBytes) / info.mapSizeBytes;
+  const lines = [
+    `Env info: {MapSize:${info.mapSizeBytes} LastPNO:${info.lastPage} LastTxnID:${info.lastTransactionId} MaxReaders:${info.maxReaders} NumReaders:${info.readers}}`,
+    ...dbis.map(
+      (dbi) =>
+        `dbi ${dbi.name}: {PSize:${info.pageSizeBytes} Depth:${dbi.depth} BranchPages:${dbi.branchPages} LeafPages:${dbi.leafPages} ` +
+        `OverflowPages:${dbi.overflowPages} Entries:${dbi.entries}} (${humanSize(dbi.usedBytes)})`,
+    ),
+    `Total Used: ${humanSize(usedBytes)} / ${humanSize(info.mapSizeBytes)} (~ ${usedPercent.toFixed(1)} %)`,
+  ];
+  return lines.map((line) => `${name}: ${line}\n`).join('');
+}
