@@ -46,7 +46,7 @@ export function formatLogfmt(line: LogLine): string {
   const pairs: [string, unknown][] = time === undefined ? [] : [['time', time]];
   pairs.push(['level', level], ['msg', msg], ...Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)));
   return `${pairs
-    .map(([name, value]) => `${name.replace(/[^\w.@/+-]/g, '_')}=${quoteIfNeeded(text(value))}`)
+    .map(([name, value]) => `${name.replace(/[^\w.@/+-]/g, '_') || '_'}=${quoteIfNeeded(text(value))}`)
     .join(' ')}\n`;
 }
 
