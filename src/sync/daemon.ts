@@ -1,0 +1,137 @@
+import { hostname, tmpdir } from 'node:os';
+import { isAbort, UsageError } from '../errors.ts';
+import type { Config } from '../config/types.ts';
+import { startHttpServer, type HttpServer } from '../http/server.ts';
+import type { Native } from '../native/types.ts';
+import type { Health } from '../observability/health.ts';
+import type { RootLogger } from '../observability/logger.ts';
+import type { Metrics } from '../observability/metrics.ts';
+import { instanceName } from '../snapshot/name.ts';
+import { Spool } from '../snapshot/spool.ts';
+import type { Storage } from '../storage/storage.ts';
+import { programVersion } from '../version.ts';
+import { Syncer } from './syncer.ts';
+import { type Clock, sleep, systemClock } from './wait.ts';
+
+export interface DaemonOptions {
+  readonly config: Config;
+  /** `receive` merges and never uploads. */
+  readonly mode: 'sync' | 'receive';
+  /** Names of the databases to work on; none named: all. */
+  readonly onlyDbs: readonly string[];
+  /** Nothing is done before the storage has an object of this name. */
+  readonly waitForMarkerFile?: string | undefined;
+  readonly native: Native;
+  /** Opened and closed by the caller. */
+  readonly storage: Storage;
+  readonly logger: RootLogger;
+  readonly metrics: Metrics;
+  readonly health: Health;
+  /** Ends everything: what is being written is rolled back, what is being uploaded does not appear. */
+  readonly signal: AbortSignal;
+  readonly clock?: Clock;
+}
+
+/**
+ * Runs the syncers of all databases, side by side, until the signal ends them or, with `config.onlyOnce`, until each has
+ * completed its first pass. Resolves with the exit code: 1 when only-once could not merge a snapshot (one that is merely
+ * corrupt does not count), met a fault of the LMDB or could not upload; else 0.
+ * @throws UsageError for a database that is not configured; LightningStreamError when the instance has no name
+ * (`INSTANCE_UNSET`), the spool cannot be used (`SPOOL_UNUSABLE`) or the HTTP server not be started (`HTTP_ADDRESS`).
+ */
+export async function runDaemon(options: DaemonOptions): Promise<number> {
+  const { config, mode, onlyDbs, waitForMarkerFile, native, storage, logger, health, metrics, signal } =
+    options;
+  const clock = options.clock ?? systemClock;
+  for (const name of onlyDbs) {
+    if (config.lmdbs.has(name)) continue;
+    throw new UsageError(
+      `--only-db ${name}: no such database; lmdbs has ${[...config.lmdbs.keys()].join(', ')}`,
+    );
+  }
+  const instance = instanceName(config.instance, hostname());
+  const spool = Spool.open({
+    configured: config.spoolDir,
+    cacheDirectory: process.env['CACHE_DIRECTORY'],
+    temporaryDirectory: tmpdir(),
+    tryLock: (path) => native.tryLock(path),
+    logger,
+  });
+  const { version } = programVersion();
+  health.setMetadata('hostname', hostname());
+  health.setMetadata('version', version);
+  metrics.observeProcess();
+  const ended = new AbortController();
+  let server: HttpServer | undefined;
+  try {
+    const syncers: Syncer[] = [];
+    for (const [database, lmdb] of config.lmdbs) {
+      if (onlyDbs.length > 0 && !onlyDbs.includes(database)) {
+        logger.warning('Skipping because of --only-db', { db: database });
+        continue;
+      }
+      const shared = {
+        config,
+        mode,
+        instance,
+        native,
+        storage,
+        spool,
+        logger,
+        metrics,
+        health,
+        clock,
+        signal,
+      };
+      syncers.push(new Syncer({ ...shared, database, lmdb, hostname: hostname() }));
+    }
+    if (config.http.address !== '' && !config.onlyOnce) {
+      const startedAtMs = Date.now();
+      server = await startHttpServer({
+        address: config.http.address,
+        health,
+        metrics,
+        logger,
+        mask: (text) => logger.mask(text),
+        signal: AbortSignal.any([signal, ended.signal]),
+        listStorage: (listSignal) => storage.list('', { signal: listSignal }),
+        status: async () => ({
+          version,
+          instance,
+          startedAtMs,
+          storage: { type: storage.type, location: storage.location },
+          databases: await Promise.all(syncers.map((syncer) => syncer.status())),
+        }),
+      });
+    }
+    if (waitForMarkerFile !== undefined) await waitForMarker(waitForMarkerFile, options);
+    const results = await Promise.all(syncers.map((syncer) => syncer.run()));
+    return results.every(Boolean) ? 0 : 1;
+  } catch (error) {
+    if (signal.aborted && (error === signal.reason || isAbort(error))) return 0;
+    throw error;
+  } finally {
+    ended.abort(new Error('all syncers have ended'));
+    await server?.closed;
+    await spool.close();
+  }
+}
+
+async function waitForMarker(
+  name: string,
+  { config, storage, logger, signal }: DaemonOptions,
+): Promise<void> {
+  logger.info(`Waiting for marker file '${name}' to be present in the storage`);
+  for (;;) {
+    try {
+      const objects = await storage.list(name, { signal });
+      if (objects.some((object) => object.name === name)) break;
+      logger.debug(`Marker file '${name}' is not there yet`);
+    } catch (error) {
+      signal.throwIfAborted();
+      logger.error(`Unable to check the storage for marker file '${name}'`, { error });
+    }
+    await sleep(config.storagePollIntervalMs, signal);
+  }
+  logger.info(`Marker file '${name}' found, proceeding`);
+}

@@ -1,0 +1,265 @@
+import { existsSync } from 'node:fs';
+import type { Config } from '../config/types.ts';
+import { formatDuration, humanSize } from '../config/units.ts';
+import type { Environment, PublishResult } from '../native/types.ts';
+import { ACTIVITY, type Condition, type FailureTracker, type Health } from '../observability/health.ts';
+import type { Logger } from '../observability/logger.ts';
+import type { Metrics } from '../observability/metrics.ts';
+import {
+  buildSnapshotName,
+  DEFAULT_GENERATION,
+  parseSnapshotName,
+  type SnapshotName,
+} from '../snapshot/name.ts';
+import type { Spool } from '../snapshot/spool.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { Clock } from './wait.ts';
+
+export interface PublisherOptions {
+  readonly database: string;
+  /** Our own name, as it stands in object names. */
+  readonly instance: string;
+  readonly hostname: string;
+  readonly config: Config;
+  readonly storage: Storage;
+  readonly spool: Spool;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly health: Health;
+  readonly clock: Clock;
+  /** The newest snapshot under our own name that is known; a new one gets a later time. */
+  readonly newestOwn: () => SnapshotName | undefined;
+  /** Called before a snapshot appears in the storage. */
+  readonly beforeStore: (name: SnapshotName) => void;
+  /** The phase has changed by itself. */
+  readonly onChange: () => void;
+}
+
+/** A snapshot on its way to the storage. */
+interface Dumped {
+  readonly name: SnapshotName;
+  readonly path: string;
+  readonly result: PublishResult;
+  /** ms of the clock, when the work on it began. */
+  readonly fromMs: number;
+}
+
+/** A snapshot that is in the storage. */
+export interface Stored {
+  readonly name: SnapshotName;
+  readonly sizeBytes: number;
+}
+
+/**
+ * Takes snapshots of one LMDB and brings them to the storage, one at a time. The upload goes on in the background, so that a
+ * storage in trouble does not keep the loop from merging; the loop decides what happens next by the phase:
+ *
+ * * `idle`: nothing to bring away.
+ * * `storing`: a store call is under way.
+ * * `failed`: the last attempt failed; from `retryAtMs` on either {@link retry} or, when the LMDB has changed since, a new
+ *   {@link publish}, which supersedes what could not be stored. Attempts are counted on.
+ * * `given-up`: all attempts failed. {@link startOver} makes it `idle`; health stays bad until something is stored.
+ */
+export class Publisher {
+  readonly #o: PublisherOptions;
+  readonly #health: FailureTracker;
+  readonly #givenUp: Condition;
+  #phase: 'idle' | 'storing' | 'failed' | 'given-up' = 'idle';
+  #retryAtMs = 0;
+  #attempts = 0;
+  #pending: Dumped | undefined;
+  #storing: Promise<void> = Promise.resolve();
+  #lastStored: Stored | undefined;
+
+  constructor(options: PublisherOptions) {
+    const { database, config, health } = options;
+    this.#o = options;
+    this.#health = health.failureTracker(
+      `${database}_storage_store`,
+      ACTIVITY.storageStore,
+      config.health.storageStore,
+    );
+    this.#givenUp = health.condition(`${database}_storage_store_given_up`);
+  }
+
+  get phase(): 'idle' | 'storing' | 'failed' | 'given-up' {
+    return this.#phase;
+  }
+
+  /** When the next attempt is due, in the `failed` phase; ms of the clock. */
+  get retryAtMs(): number {
+    return this.#retryAtMs;
+  }
+
+  /** There is a snapshot to try again with. */
+  get hasPending(): boolean {
+    return this.#pending !== undefined;
+  }
+
+  get lastStored(): Stored | undefined {
+    return this.#lastStored;
+  }
+
+  /**
+   * Takes a snapshot and begins to store it. Returns the id of the transaction that it shows; undefined when the storage had
+   * no place for it, which is a failed attempt like any other. Throws what is wrong with the LMDB or the spool.
+   */
+  async publish(env: Environment, signal: AbortSignal): Promise<bigint | undefined> {
+    await this.#discard();
+    const dumped = await this.#dump(env, signal);
+    if (dumped === undefined) return undefined;
+    this.#pending = dumped;
+    this.retry(signal);
+    return dumped.result.transactionId;
+  }
+
+  /** Begins to store the pending snapshot again. */
+  retry(signal: AbortSignal): void {
+    if (this.#pending === undefined || this.#phase === 'storing') return;
+    this.#phase = 'storing';
+    this.#storing = this.#store(this.#pending, signal);
+  }
+
+  startOver(): void {
+    this.#phase = 'idle';
+    this.#attempts = 0;
+  }
+
+  /** Resolves when no store call is under way. Never rejects. */
+  settled(): Promise<void> {
+    return this.#storing;
+  }
+
+  /** Waits for a store call that its signal has ended, and removes what was not stored. */
+  async close(): Promise<void> {
+    await this.#storing;
+    await this.#discard();
+  }
+
+  async #dump(env: Environment, signal: AbortSignal): Promise<Dumped | undefined> {
+    const { database, instance, hostname, storage, spool, metrics, clock } = this.#o;
+    const fromMs = clock.monotonicMs();
+    const now = clock.wallNano();
+    const name = (timestamp: bigint): string => buildSnapshotName({ database, instance, timestamp });
+    let path: string | undefined;
+    try {
+      // Named after about the right time, for people who look; the name that counts is made below.
+      if (storage.spoolPathFor !== undefined) {
+        try {
+          path = storage.spoolPathFor(name(now));
+        } catch (error) {
+          this.#failed(error);
+          return undefined;
+        }
+      } else {
+        path = spool.pathFor(name(now));
+      }
+      // The time is taken inside the transaction, so that it is not before any commit that the snapshot holds. Only where
+      // the clock went back behind our own last snapshot is it set: readers would take the older one for the newest.
+      const floor = this.#o.newestOwn()?.timestampNano;
+      const result = await env.publish({
+        spoolPath: path,
+        meta: { generationId: DEFAULT_GENERATION, instanceId: instance, hostname, databaseName: database },
+        mode: 'native',
+        signal,
+        ...(floor !== undefined && now <= floor ? { timestampNano: floor + 1n } : {}),
+      });
+      const parsed = parseSnapshotName(name(result.timestampNano));
+      if (parsed === undefined) throw new Error(`snapshot time ${result.timestampNano} makes no name`);
+      metrics.snapshotsGenerated.inc({ lmdb: database });
+      metrics.snapshotsGeneratedLastUnixSeconds.set({ lmdb: database }, Number(result.timestampNano) / 1e9);
+      metrics.snapshotsGeneratedLastSizeBytes.set({ lmdb: database }, result.compressedBytes);
+      const dumped = { name: parsed, path, result, fromMs };
+      path = undefined;
+      return dumped;
+    } catch (error) {
+      signal.throwIfAborted();
+      // With a file of the storage's own, trouble with that file is the storage's trouble.
+      if (storage.spoolPathFor === undefined || !isFileTrouble(error)) throw error;
+      this.#failed(error);
+      return undefined;
+    } finally {
+      if (path !== undefined) await spool.remove(path);
+    }
+  }
+
+  async #store(dumped: Dumped, signal: AbortSignal): Promise<void> {
+    const { storage, metrics, clock } = this.#o;
+    const { name, path, result } = dumped;
+    const from = clock.monotonicMs();
+    try {
+      this.#o.beforeStore(name);
+      metrics.snapshotsStoreCalls.inc();
+      await storage.store(name.name, path, { signal });
+      metrics.snapshotsStoreBytes.inc(result.compressedBytes);
+      this.#health.success();
+      this.#givenUp.clear();
+      this.#attempts = 0;
+      this.#lastStored = { name, sizeBytes: result.compressedBytes };
+      this.#phase = 'idle';
+      const end = clock.monotonicMs();
+      this.#o.logger.info('Stored snapshot', {
+        ...durations({
+          time_acquire: result.durations.acquireMs,
+          time_dump: result.durations.dumpMs,
+          time_compress: result.durations.compressMs,
+          time_store: end - from,
+          time_total: end - dumped.fromMs,
+        }),
+        uncompressed_size: humanSize(result.bytes),
+        compression_ratio: `1:${(result.bytes / result.compressedBytes).toFixed(2)}`,
+        snapshot_size: humanSize(result.compressedBytes),
+        snapshot_name: name.name,
+        snapshot_kind: name.kind,
+        entries: result.entries,
+        txnID: result.transactionId,
+      });
+      await this.#discard();
+    } catch (error) {
+      if (signal.aborted) return;
+      this.#failed(error);
+      // Without its file (a directory that was unmounted, a storage that tidied up) only a new snapshot can help.
+      if (!existsSync(path)) this.#pending = undefined;
+    } finally {
+      this.#o.onChange();
+    }
+  }
+
+  #failed(error: unknown): void {
+    const { database, config, metrics, logger, clock } = this.#o;
+    this.#attempts++;
+    this.#health.failure(error);
+    metrics.snapshotsStoreFailedAttempts.inc({ lmdb: database });
+    if (config.storageRetryForever || this.#attempts < config.storageRetryCount) {
+      logger.warning('Store failed, retrying', { error, attempt: this.#attempts });
+      this.#phase = 'failed';
+      this.#retryAtMs = clock.monotonicMs() + config.storageRetryIntervalMs;
+      return;
+    }
+    metrics.snapshotsStoreFailedPermanently.inc({ lmdb: database });
+    logger.error('Store failed too many times, giving up', { error, attempt: this.#attempts });
+    this.#givenUp.set(
+      'failure',
+      `no snapshot could be stored in ${this.#attempts} attempts; starting over with a fresh one`,
+    );
+    this.#phase = 'given-up';
+  }
+
+  async #discard(): Promise<void> {
+    const pending = this.#pending;
+    this.#pending = undefined;
+    if (pending !== undefined) await this.#o.spool.remove(pending.path);
+  }
+}
+
+/** An error of a system call, as opposed to one of LMDB or of what is in it. */
+function isFileTrouble(error: unknown): boolean {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' && /^(E[A-Z0-9]+|IO)$/.test(code);
+}
+
+/** Durations in ms, as the log shows them. */
+export function durations<T extends Record<string, number>>(values: T): Record<keyof T, string> {
+  const texts = Object.entries(values).map(([name, ms]) => [name, formatDuration(Math.round(ms))]);
+  return Object.fromEntries(texts) as Record<keyof T, string>;
+}

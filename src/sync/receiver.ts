@@ -1,0 +1,399 @@
+import { errorMessage } from '../errors.ts';
+import type { Config } from '../config/types.ts';
+import { formatDuration } from '../config/units.ts';
+import { ACTIVITY, type Condition, type FailureTracker, type Health } from '../observability/health.ts';
+import type { Logger } from '../observability/logger.ts';
+import type { LimitName, Metrics } from '../observability/metrics.ts';
+import { type Listing, newestUsable, readListing, stillListed } from '../snapshot/listing.ts';
+import { databasePrefix, shortHash, type SnapshotName } from '../snapshot/name.ts';
+import type { Spool } from '../snapshot/spool.ts';
+import { compareNames } from '../storage/order.ts';
+import type { Storage } from '../storage/storage.ts';
+import { Bell, type Clock, Limit, sleep } from './wait.ts';
+
+/** Between listings that hints ask for; hints come in flocks. */
+const minListingGapMs = 20;
+
+export interface ReceiverOptions {
+  readonly database: string;
+  /** Our own name, as it stands in object names. */
+  readonly instance: string;
+  readonly config: Config;
+  readonly storage: Storage;
+  readonly spool: Spool;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly health: Health;
+  readonly clock: Clock;
+  /** Something that the syncer may look at has changed: a snapshot is ready, or an instance is gone. */
+  readonly onChange: () => void;
+  /** A snapshot under our own name appeared that we did not write. */
+  readonly onForeign: (name: SnapshotName) => void;
+}
+
+/** A snapshot in the spool, ready to be merged. Whoever took it from {@link Receiver.next} gives it back by `done` or `keep`. */
+export interface ReadySnapshot {
+  readonly name: SnapshotName;
+  readonly path: string;
+  readonly sizeBytes: number;
+  /** Gives back its place among the decompressed ones. */
+  readonly release: () => void;
+}
+
+/**
+ * Watches the storage for one database and fetches, of each instance, the newest snapshot only: one that is superseded
+ * before it was fetched or merged is skipped.
+ *
+ * Our own snapshots are fetched until one of them is merged (at start), and when one appears that we did not write.
+ */
+export class Receiver {
+  readonly #o: ReceiverOptions;
+  readonly #log: Logger;
+  readonly #bell = new Bell();
+  readonly #listHealth: FailureTracker;
+  readonly #loadHealth: FailureTracker;
+  readonly #setAsideCondition: Condition;
+  readonly #downloads: Limit;
+  readonly #decompressed: Limit;
+
+  /** Of each instance the newest usable snapshot of the last listing. */
+  #newest = new Map<string, SnapshotName>();
+  /** Of each instance the snapshot last noticed, fetched, merged. */
+  readonly #noticed = new Map<string, string>();
+  readonly #fetched = new Map<string, string>();
+  readonly #merged = new Map<string, SnapshotName>();
+  /** Fetched and not merged yet, oldest first; and those that wait for a local fault to go away. */
+  readonly #ready = new Map<string, ReadySnapshot>();
+  readonly #kept = new Map<string, ReadySnapshot>();
+  /** Names that cannot be used, with the reason. */
+  readonly #setAside = new Map<string, { name: SnapshotName; refused: boolean; reason: string }>();
+  /** Instances with a download under way, and the downloads themselves. */
+  readonly #downloading = new Map<string, Promise<void>>();
+  readonly #skipped = new Set<string>();
+
+  /** The newest snapshot under our name that is accounted for: ours, or known as a stranger's. */
+  #newestOwn: SnapshotName | undefined;
+  #wantsOwn = true;
+  #listed = false;
+  #listError: string | undefined;
+
+  constructor(options: ReceiverOptions) {
+    const { database, config, health } = options;
+    this.#o = options;
+    this.#log = options.logger.child({ component: 'receiver' });
+    this.#listHealth = health.failureTracker(
+      `${database}_storage_list`,
+      ACTIVITY.storageList,
+      config.health.storageList,
+    );
+    this.#loadHealth = health.failureTracker(
+      `${database}_storage_load`,
+      ACTIVITY.storageLoad,
+      config.health.storageLoad,
+    );
+    this.#setAsideCondition = health.condition(`${database}_snapshot_set_aside`);
+    this.#downloads = this.#limit('download', config.memoryDownloadedSnapshots);
+    this.#decompressed = this.#limit('decompress', config.memoryDecompressedSnapshots);
+  }
+
+  /** Instances that have a usable snapshot in the storage, our own included. */
+  get instances(): ReadonlyMap<string, SnapshotName> {
+    return this.#newest;
+  }
+
+  /** What was merged of each instance. */
+  get merged(): ReadonlyMap<string, SnapshotName> {
+    return this.#merged;
+  }
+
+  /** The newest snapshot under our own name that we know of; a new one must be later. */
+  get newestOwn(): SnapshotName | undefined {
+    return this.#newestOwn;
+  }
+
+  get hasReady(): boolean {
+    return this.#ready.size > 0;
+  }
+
+  get hasKept(): boolean {
+    return this.#kept.size > 0;
+  }
+
+  /** Lists once. Downloads that this starts go on in the background until `signal` ends them; {@link run} waits for that. */
+  async list(signal: AbortSignal): Promise<void> {
+    const { database, storage, metrics } = this.#o;
+    metrics.snapshotsListCalls.inc();
+    let listing: Listing;
+    try {
+      listing = readListing(await storage.list(databasePrefix(database), { signal }), database);
+    } catch (error) {
+      signal.throwIfAborted();
+      metrics.snapshotsListFailed.inc({ lmdb: database });
+      this.#listHealth.failure(error);
+      throw error;
+    }
+    this.#listHealth.success();
+    metrics.snapshotsInStorageCount.set({ lmdb: database }, listing.snapshots.length);
+    metrics.snapshotsInStorageBytes.set({ lmdb: database }, listing.totalBytes);
+    this.#forgetAbsent(listing);
+    this.#newest = new Map(
+      newestUsable(listing, new Set(this.#setAside.keys())).map(({ name }) => [name.instance, name]),
+    );
+    this.#lookForOwn(listing);
+    this.#listed = true;
+    for (const name of this.#newest.values()) this.#notice(name, signal);
+    this.#o.onChange();
+  }
+
+  /** Lists every poll interval, and soon after a hint of the storage, until the signal ends it. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { storage, config, clock } = this.#o;
+    const unwatch = storage.watch?.(this.#bell.ring);
+    try {
+      let gapMs = 0;
+      // What came between the first listing and the watch gave no hint.
+      this.#bell.ring();
+      for (;;) {
+        await sleep(gapMs, signal);
+        const hinted = await this.#bell.wait(Math.max(0, config.storagePollIntervalMs - gapMs), signal);
+        const from = clock.monotonicMs();
+        try {
+          await this.list(signal);
+          if (this.#listError !== undefined) this.#log.info('Listing the storage works again');
+          this.#listError = undefined;
+        } catch (error) {
+          signal.throwIfAborted();
+          // The same trouble every second is said once; health has it all the time.
+          const text = errorMessage(error);
+          if (text === this.#listError) this.#log.debug('Listing the storage failed again', { error });
+          else this.#log.error('Listing the storage failed; trying again', { error });
+          this.#listError = text;
+        }
+        // So that hints never keep us listing for more than a third of the time.
+        gapMs = Math.max(minListingGapMs, 2 * (clock.monotonicMs() - from));
+        this.#log.trace('Listed the storage', { hinted });
+      }
+    } finally {
+      unwatch?.();
+      await Promise.allSettled(this.#downloading.values());
+    }
+  }
+
+  /** Takes the snapshot that has been ready for longest; our own go first, because uploads wait for them. */
+  next(): ReadySnapshot | undefined {
+    const snapshot = this.#ready.get(this.#o.instance) ?? this.#ready.values().next().value;
+    if (snapshot !== undefined) this.#ready.delete(snapshot.name.instance);
+    return snapshot;
+  }
+
+  /** The snapshot is in the LMDB, or can never be: then the one before it takes its place. */
+  async done(
+    snapshot: ReadySnapshot,
+    outcome: 'merged' | { readonly refused: boolean; readonly reason: string },
+  ): Promise<void> {
+    const { name } = snapshot;
+    if (outcome === 'merged') {
+      this.#merged.set(name.instance, name);
+      if (name.instance === this.#o.instance) this.#wantsOwn = false;
+      this.#judge();
+    } else {
+      this.#setAside.set(name.name, { name, ...outcome });
+      this.#judge();
+      this.#bell.ring();
+    }
+    await this.#drop(snapshot);
+  }
+
+  /** A fault of our own side prevents the merge: the snapshot is held until {@link retryKept}, or until a newer one is there. */
+  keep(snapshot: ReadySnapshot): void {
+    // Its place is given back: else a few of these would block the newer snapshots of all others.
+    snapshot.release();
+    this.#kept.set(snapshot.name.instance, snapshot);
+  }
+
+  async retryKept(): Promise<void> {
+    const kept = [...this.#kept];
+    this.#kept.clear();
+    for (const [instance, snapshot] of kept) {
+      if (this.#ready.has(instance)) await this.#drop(snapshot);
+      else this.#ready.set(instance, snapshot);
+    }
+  }
+
+  /** To be told before an upload begins, so that its appearance surprises nobody. */
+  noteOwn(name: SnapshotName): void {
+    this.#newestOwn = name;
+  }
+
+  /** Removes what is left in the spool; only after {@link run} has ended. */
+  async close(): Promise<void> {
+    const left = [...this.#ready.values(), ...this.#kept.values()];
+    this.#ready.clear();
+    this.#kept.clear();
+    await Promise.all(left.map((snapshot) => this.#drop(snapshot)));
+    this.#setAsideCondition.clear();
+  }
+
+  #lookForOwn(listing: Listing): void {
+    const newest = listing.newest(this.#o.instance)?.name;
+    if (newest === undefined) return;
+    const known = this.#newestOwn;
+    if (known !== undefined && compareNames(newest.name, known.name) <= 0) return;
+    this.#newestOwn = newest;
+    if (!this.#listed) return;
+    // It may hold what our own snapshots, being newer, would hide from everybody else.
+    this.#wantsOwn = true;
+    this.#o.onForeign(newest);
+  }
+
+  #forgetAbsent(listing: Listing): void {
+    const present = stillListed(listing, [...this.#setAside.keys(), ...this.#skipped]);
+    for (const name of this.#setAside.keys()) if (!present.has(name)) this.#setAside.delete(name);
+    for (const name of this.#skipped) if (!present.has(name)) this.#skipped.delete(name);
+    for (const name of listing.unrecognised) {
+      if (this.#skipped.has(name)) continue;
+      this.#skipped.add(name);
+      this.#log.debug('Not a snapshot, left alone', { filename: name });
+    }
+    this.#judge();
+  }
+
+  #notice(name: SnapshotName, signal: AbortSignal): void {
+    const { database, metrics, clock } = this.#o;
+    const { instance } = name;
+    if (!this.#wants(name)) return;
+    if (this.#noticed.get(instance) !== name.name) {
+      this.#noticed.set(instance, name.name);
+      const labels = { lmdb: database, syncer_instance: instance };
+      const ageSeconds = Number(clock.wallNano() - name.timestampNano) / 1e9;
+      metrics.snapshotsLastReceivedSeconds.set(labels, Number(name.timestampNano) / 1e9);
+      metrics.snapshotsLastReceivedAgeSeconds.observe(labels, ageSeconds);
+      this.#log.debug('New snapshot detected', { snapshot_instance: instance, timestamp: name.timestamp });
+    }
+    if (!this.#downloading.has(instance)) this.#downloading.set(instance, this.#download(instance, signal));
+  }
+
+  #wants({ instance, name }: SnapshotName): boolean {
+    if (instance === this.#o.instance && !this.#wantsOwn) return false;
+    if (this.#fetched.get(instance) === name) return false;
+    // What is older than something merged came to light because the newer one was removed or set aside: nothing new in it.
+    const merged = this.#merged.get(instance);
+    return merged === undefined || compareNames(name, merged.name) > 0;
+  }
+
+  /** Fetches what is newest of an instance until nothing newer is there. Ends quietly when the signal says so. */
+  async #download(instance: string, signal: AbortSignal): Promise<void> {
+    try {
+      for (;;) {
+        const name = this.#newest.get(instance);
+        if (name === undefined || !this.#wants(name)) return;
+        const fetched = await this.#fetch(name, signal);
+        if (!fetched) await sleep(this.#o.config.storageRetryIntervalMs, signal);
+      }
+    } catch (error) {
+      // Everything else is caught where it happens; a bug must not take the process down from here.
+      if (!signal.aborted)
+        this.#log.error('Download ended unexpectedly', { snapshot_instance: instance, error });
+    } finally {
+      this.#downloading.delete(instance);
+    }
+  }
+
+  /** False when it failed. */
+  async #fetch(name: SnapshotName, signal: AbortSignal): Promise<boolean> {
+    const { database, storage, spool, metrics, clock } = this.#o;
+    const { instance } = name;
+    const releaseDownload = await this.#downloads.acquire(signal);
+    let path: string | undefined;
+    try {
+      // It took a while to get here.
+      if (this.#newest.get(instance)?.name !== name.name) return true;
+      const from = clock.monotonicMs();
+      metrics.snapshotsLoadCalls.inc();
+      let sizeBytes: number;
+      try {
+        path = spool.pathFor(name.name);
+        sizeBytes = await storage.load(name.name, path, { signal });
+      } catch (error) {
+        signal.throwIfAborted();
+        metrics.snapshotsLoadFailed.inc({ lmdb: database, syncer_instance: instance });
+        this.#loadHealth.failure(error);
+        this.#log.warning('Load failed, retrying', { filename: name.name, error });
+        // It may be gone because there is a newer one.
+        this.#bell.ring();
+        return false;
+      }
+      this.#loadHealth.success();
+      metrics.snapshotsLoadBytes.inc(sizeBytes);
+      this.#log.debug('Snapshot downloaded', {
+        snapshot_instance: instance,
+        timestamp: name.timestamp,
+        shorthash: shortHash(instance, name.timestamp),
+        time_load_storage: formatDuration(Math.round(clock.monotonicMs() - from)),
+      });
+      // The older one first: it holds a place that this one may be waiting for.
+      await this.#supersede(instance);
+      const release = await this.#decompressed.acquire(signal);
+      this.#fetched.set(instance, name.name);
+      this.#ready.set(instance, { name, path, sizeBytes, release });
+      path = undefined;
+      this.#o.onChange();
+      return true;
+    } finally {
+      if (path !== undefined) await spool.remove(path);
+      releaseDownload();
+    }
+  }
+
+  async #supersede(instance: string): Promise<void> {
+    for (const held of [this.#ready, this.#kept]) {
+      const older = held.get(instance);
+      if (older === undefined) continue;
+      held.delete(instance);
+      this.#log.debug('Snapshot superseded before it was merged', { filename: older.name.name });
+      await this.#drop(older);
+    }
+  }
+
+  async #drop(snapshot: ReadySnapshot): Promise<void> {
+    snapshot.release();
+    await this.#o.spool.remove(snapshot.path);
+  }
+
+  /** Refused snapshots are a warning until a newer one of the same instance is merged, or they are gone from the storage. */
+  #judge(): void {
+    const open = [...this.#setAside.values()].filter(({ name, refused }) => {
+      const merged = this.#merged.get(name.instance);
+      const stored = name.instance === this.#o.instance ? this.#newestOwn : undefined;
+      return (
+        refused &&
+        ![merged, stored].some((newer) => newer !== undefined && compareNames(newer.name, name.name) > 0)
+      );
+    });
+    if (open.length === 0) this.#setAsideCondition.clear();
+    else {
+      const text = open
+        .map(({ name, reason }) => `snapshot ${name.name} cannot be merged: ${reason}`)
+        .join('; ');
+      this.#setAsideCondition.set('warning', text);
+    }
+  }
+
+  #limit(limitName: LimitName, size: number): Limit {
+    const { metrics, database } = this.#o;
+    const labels = { lmdb: database, limit_name: limitName };
+    metrics.limit.set(labels, size);
+    return new Limit(size, {
+      waiting: (change) => metrics.limitWaiting.inc(labels, change),
+      acquired: (waitedMs) => {
+        metrics.limitActive.inc(labels);
+        metrics.limitAcquired.inc(labels);
+        metrics.limitWaitingSeconds.observe(labels, waitedMs / 1000);
+      },
+      released: (heldMs) => {
+        metrics.limitActive.dec(labels);
+        metrics.limitActiveSeconds.observe(labels, heldMs / 1000);
+      },
+    });
+  }
+}

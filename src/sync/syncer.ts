@@ -1,0 +1,601 @@
+import { watch } from 'node:fs';
+import { join } from 'node:path';
+import { errorMessage } from '../errors.ts';
+import type { Config, LmdbConfig, SweeperConfig } from '../config/types.ts';
+import { humanSize } from '../config/units.ts';
+import type { DatabaseStatus } from '../http/status.ts';
+import type { Environment, EnvironmentStats, MergeResult, Native } from '../native/types.ts';
+import type { Condition, Health, StartTracker } from '../observability/health.ts';
+import type { Logger } from '../observability/logger.ts';
+import type { Metrics } from '../observability/metrics.ts';
+import { shortHash, type SnapshotName } from '../snapshot/name.ts';
+import type { Spool } from '../snapshot/spool.ts';
+import type { Storage } from '../storage/storage.ts';
+import { durations, Publisher } from './publisher.ts';
+import { type ReadySnapshot, Receiver } from './receiver.ts';
+import { Bell, type Clock, sleep } from './wait.ts';
+
+/** How often the LMDB is looked at when no hint comes. */
+const lookIntervalMs = 100;
+/** How often reader slots of dead processes are cleared. */
+const checkReadersIntervalMs = 60_000;
+/** Between attempts to get the first listing, as the reference does. */
+const firstListingIntervalMs = 1000;
+/** With local changes at hand, so many merges may go before an upload. */
+const maxConsecutiveMerges = 10;
+
+export interface SyncerOptions {
+  /** Key under `lmdbs:`. */
+  readonly database: string;
+  readonly lmdb: LmdbConfig;
+  readonly config: Config;
+  /** `receive` does everything but uploading. */
+  readonly mode: 'sync' | 'receive';
+  /** Our own name, as it stands in object names. */
+  readonly instance: string;
+  readonly hostname: string;
+  readonly native: Native;
+  readonly storage: Storage;
+  readonly spool: Spool;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly health: Health;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+}
+
+/** What a syncer knows while its environment is open. */
+interface State {
+  /** The last transaction that is in a snapshot of ours, or that was a merge on top of one. 0 makes the next look upload. */
+  lastSyncedTxnId: bigint;
+  /** Instances seen in the first listing of which nothing is merged yet; ourselves too: then nothing may be uploaded. */
+  readonly waitingFor: Set<string>;
+  /** The start of the current force interval. */
+  lastSnapshotMs: number;
+  /** Rate limit: no snapshot is taken before. */
+  publishNotBeforeMs: number;
+  mergeFault: Fault | undefined;
+  publishFault: Fault | undefined;
+  /** Somebody else uploads under our name; nothing is uploaded until this moment. */
+  duplicateUntilMs: number | undefined;
+  /** Only-once: something ended badly, though the pass went on. */
+  failed: boolean;
+  readonly said: Set<string>;
+  checkReadersAtMs: number;
+  logStatsAtMs: number;
+}
+
+/** Something on our side that prevents a merge or a snapshot. */
+interface Fault {
+  readonly text: string;
+  /** Texts already logged. */
+  readonly said: Set<string>;
+  readonly atMs: number;
+  readonly txnId: bigint;
+}
+
+/** An open environment and what works on it. */
+interface Session {
+  readonly env: Environment;
+  readonly receiver: Receiver;
+  readonly publisher: Publisher;
+  readonly state: State;
+  readonly signal: AbortSignal;
+}
+
+type Phase = 'opening' | 'listing' | 'merging' | 'publishing' | 'waiting' | 'stopped';
+
+/**
+ * The loop of one LMDB: merges what others stored, stores what changed here.
+ *
+ * Each round does, in this order: merge every snapshot that is ready; see who is still waited for; take a snapshot if the LMDB
+ * changed or the force interval has passed; note the end of the first pass. A round begins when the LMDB's file changes, a
+ * snapshot is ready or an upload ends, and every 100 ms.
+ *
+ * A second live instance of our name hides our snapshots from the others, and ours hide its: when a snapshot of our name
+ * appears that we did not store, it is merged, and nothing is uploaded any more until this process is restarted or none has
+ * appeared for a whole `storage_force_snapshot_interval` (a live instance stores one at least that often).
+ */
+export class Syncer {
+  readonly #o: SyncerOptions;
+  readonly #log: Logger;
+  readonly #bell = new Bell();
+  readonly #start: StartTracker;
+  readonly #faultCondition: Condition;
+  readonly #duplicateCondition: Condition;
+  /** Snapshots of our own name from before this are our predecessor's, however late they appear. */
+  readonly #startedNano: bigint;
+  #phase: Phase = 'opening';
+  #openFault: string | undefined;
+  #session: Session | undefined;
+
+  constructor(options: SyncerOptions) {
+    const { database, config, health, clock } = options;
+    this.#o = options;
+    this.#log = options.logger.child({ db: database, instance: options.instance });
+    this.#start = health.startTracker(database, config.health.start);
+    this.#faultCondition = health.condition(`${database}_local_fault`);
+    this.#duplicateCondition = health.condition(`${database}_duplicate_instance`);
+    this.#startedNano = clock.wallNano();
+  }
+
+  /**
+   * Runs until the signal ends it or, with only-once, until the first pass is complete. False when only-once could not do its
+   * work. Never rejects: what goes wrong is logged, shown in health, and tried again.
+   */
+  async run(): Promise<boolean> {
+    const { config, signal } = this.#o;
+    try {
+      for (;;) {
+        try {
+          return await this.#runSession();
+        } catch (error) {
+          if (signal.aborted) return true;
+          const text = errorMessage(error);
+          if (this.#openFault !== text) this.#log.error('Sync failed', { error });
+          if (config.onlyOnce) return false;
+          this.#openFault = text;
+          this.#judge();
+        }
+        await sleep(config.storageRetryIntervalMs, signal);
+      }
+    } catch {
+      // Only the wait can throw, and only because of the signal.
+      return true;
+    } finally {
+      this.#phase = 'stopped';
+    }
+  }
+
+  /** What the status page shows. */
+  async status(): Promise<DatabaseStatus> {
+    const { database, lmdb, instance } = this.#o;
+    const session = this.#session;
+    let stats: EnvironmentStats | undefined;
+    try {
+      stats = await session?.env.stats();
+    } catch {
+      // Closed meanwhile, or the fault that `problem` tells of.
+    }
+    const stored = session?.publisher.lastStored;
+    const names = new Set([
+      ...(session?.receiver.instances.keys() ?? []),
+      ...(session?.receiver.merged.keys() ?? []),
+    ]);
+    return {
+      name: database,
+      path: lmdb.path,
+      phase: this.#phase,
+      problem: this.#problem(),
+      stats,
+      lastStored: stored && { ...seen(stored.name), sizeBytes: stored.sizeBytes },
+      instances: [...names].sort().map((name) => ({
+        instance: name,
+        own: name === instance,
+        newestSeen: seenOrNot(session?.receiver.instances.get(name)),
+        lastMerged: seenOrNot(session?.receiver.merged.get(name)),
+      })),
+    };
+  }
+
+  async #runSession(): Promise<boolean> {
+    const { database, lmdb, config, native, metrics, clock } = this.#o;
+    this.#phase = 'opening';
+    const env = native.openEnvironment(lmdb.path, lmdb.options);
+    const ended = new AbortController();
+    const signal = AbortSignal.any([this.#o.signal, ended.signal]);
+    const dataFile = lmdb.options.noSubdir ? lmdb.path : join(lmdb.path, 'data.mdb');
+    const unregister = metrics.registerEnvironment(database, dataFile, () => env.stats());
+    const unwatch = watchFile(dataFile, this.#bell.ring);
+    const parts = { ...this.#o, logger: this.#log, onChange: this.#bell.ring };
+    const receiver: Receiver = new Receiver({ ...parts, onForeign: (name) => this.#foreign(session, name) });
+    const publisher = new Publisher({
+      ...parts,
+      newestOwn: () => receiver.newestOwn,
+      beforeStore: (name) => receiver.noteOwn(name),
+    });
+    const now = clock.monotonicMs();
+    const state: State = {
+      lastSyncedTxnId: 0n,
+      waitingFor: new Set(),
+      lastSnapshotMs: now,
+      publishNotBeforeMs: now,
+      mergeFault: undefined,
+      publishFault: undefined,
+      duplicateUntilMs: undefined,
+      failed: false,
+      said: new Set(),
+      checkReadersAtMs: now,
+      logStatsAtMs: now + (config.lmdbLogStatsIntervalMs || Infinity),
+    };
+    const session: Session = { env, receiver, publisher, state, signal };
+    this.#session = session;
+    let receiving: Promise<void> | undefined;
+    try {
+      this.#openFault = undefined;
+      this.#judge();
+      const { mapSizeBytes, lastTransactionId } = env.info();
+      this.#log.info('Env info', { MapSize: humanSize(mapSizeBytes), LastTxnID: lastTransactionId });
+      await this.#firstListing(session);
+      // It ends by the signal only; should it ever fail otherwise, the session ends with its error.
+      receiving = receiver.run(signal).catch((error: unknown) => ended.abort(error));
+      for (;;) {
+        const result = await this.#round(session);
+        if (result !== undefined) return result;
+      }
+    } finally {
+      ended.abort(new Error('the session has ended'));
+      unwatch();
+      await receiving;
+      await publisher.close();
+      await receiver.close();
+      unregister();
+      this.#session = undefined;
+      await env.close();
+    }
+  }
+
+  async #firstListing({ env, receiver, state, signal }: Session): Promise<void> {
+    const { instance, mode } = this.#o;
+    this.#phase = 'listing';
+    for (;;) {
+      try {
+        await receiver.list(signal);
+        break;
+      } catch (error) {
+        signal.throwIfAborted();
+        this.#log.info('Waiting for the first listing of the storage', { error });
+        await sleep(firstListingIntervalMs, signal);
+      }
+    }
+    this.#start.passedInitialListing();
+    for (const name of receiver.instances.keys()) state.waitingFor.add(name);
+    if (state.waitingFor.has(instance)) {
+      this.#log.info(
+        'This instance has snapshots in the storage, which must be merged before new ones are stored',
+      );
+    }
+    if (mode === 'receive' || env.lastTransactionId === 0n) this.#start.passedInitialStore();
+    else if (receiver.instances.size === 0)
+      this.#log.info('Storing a first snapshot, because there is none yet');
+  }
+
+  /** One round of the loop. Returns only-once's result when it is complete. */
+  async #round(session: Session): Promise<boolean | undefined> {
+    const { config } = this.#o;
+    const { receiver, publisher, state, signal } = session;
+    await this.#mergeReady(session);
+    this.#updateWaitingFor(session);
+    const againInMs = await this.#publishIfDue(session);
+    if (state.waitingFor.size === 0) {
+      this.#start.passCompleted();
+      if (config.onlyOnce && publisher.phase === 'idle') {
+        this.#log.info('Stopping, because requested to only do a single pass');
+        return !state.failed;
+      }
+    }
+    await this.#chores(session);
+    this.#phase = 'waiting';
+    await this.#bell.wait(receiver.hasReady ? 0 : Math.min(lookIntervalMs, againInMs), signal);
+    return undefined;
+  }
+
+  /** Step 1: merges every snapshot that is ready; with local changes at most eleven. */
+  async #mergeReady(session: Session): Promise<void> {
+    const { env, receiver, state, signal } = session;
+    const { lmdb, config, clock } = this.#o;
+    if (receiver.hasKept && this.#mayRetry(state.mergeFault, env)) await receiver.retryKept();
+    for (let merges = 1; ; merges++) {
+      const snapshot = receiver.next();
+      if (snapshot === undefined) break;
+      this.#phase = 'merging';
+      const fromMs = clock.monotonicMs();
+      let result: MergeResult;
+      try {
+        result = await env.merge({
+          spoolPath: snapshot.path,
+          mode: 'native',
+          deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
+          createFlags: createFlags(lmdb),
+          headerExtraPaddingBlock: lmdb.headerExtraPaddingBlock,
+          signal,
+        });
+      } catch (error) {
+        await this.#mergeFailed(session, snapshot, error);
+        continue;
+      }
+      // What LastTxnID was just before the merge wrote; nobody can commit in between.
+      const before = result.transactionId === null ? result.baseTransactionId : result.transactionId - 1n;
+      const localChange = before > state.lastSyncedTxnId;
+      // So that a merge never causes an upload. After a local change the id stays: the change has to be uploaded.
+      if (!localChange && result.transactionId !== null) state.lastSyncedTxnId = result.transactionId;
+      await receiver.done(snapshot, 'merged');
+      this.#logMerge(snapshot, result, clock.monotonicMs() - fromMs);
+      if (state.waitingFor.delete(snapshot.name.instance)) {
+        this.#log.info('No longer waiting for instance', { other_instance: snapshot.name.instance });
+      }
+      if (localChange && merges > maxConsecutiveMerges) break;
+    }
+    // All merged in the end, or replaced by newer ones that were.
+    if (!receiver.hasKept && !receiver.hasReady && state.mergeFault !== undefined) {
+      state.mergeFault = undefined;
+      this.#log.info('Merging works again');
+      this.#judge();
+    }
+  }
+
+  async #mergeFailed(
+    { env, receiver, state, signal }: Session,
+    snapshot: ReadySnapshot,
+    error: unknown,
+  ): Promise<void> {
+    const code = errorCode(error);
+    const { name } = snapshot;
+    if (!signal.aborted && (code === 'SNAPSHOT_CORRUPT' || code === 'SNAPSHOT_REFUSED')) {
+      const refused = code === 'SNAPSHOT_REFUSED';
+      const fields = { filename: name.name, snapshot_instance: name.instance, error };
+      if (refused)
+        this.#log.error('Snapshot cannot be merged and is set aside until there is a newer one', fields);
+      else this.#log.warning('Snapshot marked as corrupt and will be ignored', fields);
+      state.failed ||= refused;
+      await receiver.done(snapshot, { refused, reason: errorMessage(error) });
+      return;
+    }
+    receiver.keep(snapshot);
+    signal.throwIfAborted();
+    // Without a code it is a bug, which is not put right by trying the same again right here.
+    if (code === undefined || this.#o.config.onlyOnce) throw error;
+    const text = `snapshot ${name.name} cannot be merged: ${errorMessage(error)}`;
+    state.mergeFault = this.#fault(env, state.mergeFault, text, error);
+    this.#judge();
+  }
+
+  #logMerge({ name, sizeBytes }: ReadySnapshot, result: MergeResult, totalMs: number): void {
+    for (const dbi of result.ignoredDbis) {
+      this.#log.warning('Remote snapshot contains private DBI, ignoring', { dbi, filename: name.name });
+    }
+    for (const dbi of result.createdDbis) {
+      this.#log.warning('Created new DBI from snapshot', { dbi, filename: name.name });
+    }
+    this.#log.info('Loaded remote update', {
+      snapshot_instance: name.instance,
+      shorthash: shortHash(name.instance, name.timestamp),
+      timestamp: name.timestamp,
+      kind: name.kind,
+      txnID: result.transactionId ?? result.baseTransactionId,
+      ...durations({ time_total: totalMs, time_write_lock: Number(result.writeLockNs) / 1e6 }),
+      entries: result.entries,
+      added: result.added,
+      updated: result.updated,
+      compressed_size_bytes: sizeBytes,
+    });
+  }
+
+  /** Step 2: whoever has no usable snapshot in the storage any more is not waited for. */
+  #updateWaitingFor({ receiver, state }: Session): void {
+    for (const name of state.waitingFor) {
+      if (receiver.instances.has(name)) continue;
+      state.waitingFor.delete(name);
+      this.#log.info('No longer waiting for instance, because its snapshots disappeared', {
+        other_instance: name,
+      });
+    }
+  }
+
+  /** Step 3: stores a snapshot if there is something to store. Returns after how many ms it wants to be asked again. */
+  async #publishIfDue({ env, publisher, state, signal }: Session): Promise<number> {
+    const { config, mode, instance, clock } = this.#o;
+    const now = clock.monotonicMs();
+    const lastTxnId = env.lastTransactionId;
+    if (mode === 'receive') return Infinity;
+    if (publisher.phase === 'given-up') {
+      if (config.onlyOnce) throw new Error('the snapshot could not be stored');
+      publisher.startOver();
+      state.lastSyncedTxnId = 0n;
+      state.publishNotBeforeMs = now + config.storageRetryIntervalMs;
+    }
+    if (publisher.phase === 'idle' && publisher.lastStored !== undefined) this.#start.passedInitialStore();
+    if (lastTxnId === 0n) {
+      this.#once(state, 'empty', () => this.#log.warning('LMDB is empty, waiting for data'));
+      return Infinity;
+    }
+    const { storageForceSnapshotIntervalMs: forceMs } = config;
+    const overdue = forceMs > 0 && now - state.lastSnapshotMs > forceMs;
+    const changed = lastTxnId > state.lastSyncedTxnId;
+    if (publisher.phase === 'storing' || (publisher.phase === 'idle' && !changed && !overdue))
+      return Infinity;
+    if (state.waitingFor.has(instance)) {
+      this.#once(state, 'own', () =>
+        this.#log.info('Waiting to merge our own older snapshot before storing a new one'),
+      );
+      return Infinity;
+    }
+    if (this.#heldByDuplicate(state, now)) {
+      if (config.onlyOnce) throw new Error('another instance uses this name: nothing was stored');
+      return Infinity;
+    }
+    // The last round of only-once stores what there is; in all others the rate is limited.
+    const last = config.onlyOnce && state.waitingFor.size === 0;
+    const notBeforeMs =
+      publisher.phase === 'failed' ? publisher.retryAtMs : last ? 0 : state.publishNotBeforeMs;
+    if (now < notBeforeMs) return notBeforeMs - now;
+    if (publisher.phase === 'failed' && publisher.hasPending && !changed) {
+      publisher.retry(signal);
+    } else {
+      if (!this.#mayRetry(state.publishFault, env)) return Infinity;
+      this.#phase = 'publishing';
+      if (overdue && !changed) this.#log.info('Snapshot overdue, forcing one');
+      try {
+        const txnId = await publisher.publish(env, signal);
+        if (txnId !== undefined) {
+          state.lastSyncedTxnId = txnId;
+          state.lastSnapshotMs = clock.monotonicMs();
+          if (state.publishFault !== undefined) this.#log.info('Taking snapshots works again');
+          state.publishFault = undefined;
+        }
+      } catch (error) {
+        signal.throwIfAborted();
+        if (errorCode(error) === undefined || config.onlyOnce) throw error;
+        state.publishFault = this.#fault(
+          env,
+          state.publishFault,
+          `no snapshot can be taken: ${errorMessage(error)}`,
+          error,
+        );
+      }
+      this.#judge();
+      state.publishNotBeforeMs = clock.monotonicMs() + config.lmdbPollIntervalMs;
+    }
+    if (config.onlyOnce) await publisher.settled();
+    return Infinity;
+  }
+
+  async #chores({ env, state }: Session): Promise<void> {
+    const { config, clock } = this.#o;
+    const now = clock.monotonicMs();
+    if (now >= state.checkReadersAtMs) {
+      state.checkReadersAtMs = now + checkReadersIntervalMs;
+      const cleared = env.checkReaders();
+      if (cleared > 0) this.#log.info('Cleared reader slots of processes that are gone', { cleared });
+    }
+    if (now >= state.logStatsAtMs) {
+      state.logStatsAtMs = now + config.lmdbLogStatsIntervalMs;
+      const { info, dbis, usedBytes } = await env.stats();
+      this.#log.info('LMDB stats', {
+        MapSize: humanSize(info.mapSizeBytes),
+        LastTxnID: info.lastTransactionId,
+        NumReaders: info.readers,
+        MaxReaders: info.maxReaders,
+        used: humanSize(usedBytes),
+        entries: Object.fromEntries(dbis.map((dbi) => [dbi.name, dbi.entries])),
+      });
+    }
+  }
+
+  #foreign({ state }: Session, name: SnapshotName): void {
+    const { config, instance, mode, clock } = this.#o;
+    // It is merged like our own at start, and until then hides what only it holds.
+    state.waitingFor.add(instance);
+    if (name.timestampNano < this.#startedNano) return;
+    const { storageForceSnapshotIntervalMs: forceMs } = config;
+    const first = state.duplicateUntilMs === undefined;
+    state.duplicateUntilMs = clock.monotonicMs() + (forceMs || Infinity);
+    const text =
+      `another running instance stores snapshots under our name ${JSON.stringify(instance)} (${name.name}): ` +
+      `give each instance a name of its own, then restart this one; until then nothing is uploaded from here`;
+    this.#duplicateCondition.set(mode === 'sync' ? 'failure' : 'warning', text);
+    if (first) this.#log.error('Instance name used twice', { filename: name.name, detail: text });
+  }
+
+  #heldByDuplicate(state: State, now: number): boolean {
+    if (state.duplicateUntilMs === undefined) return false;
+    if (now < state.duplicateUntilMs) return true;
+    state.duplicateUntilMs = undefined;
+    this.#duplicateCondition.clear();
+    this.#log.info(
+      'No snapshot of another instance under our name for a whole force interval: uploading again',
+    );
+    return false;
+  }
+
+  /** A local fault may be over when the LMDB has changed, and is looked at again after the retry interval anyway. */
+  #mayRetry(fault: Fault | undefined, env: Environment): boolean {
+    if (fault === undefined) return true;
+    const { config, clock } = this.#o;
+    const sinceMs = clock.monotonicMs() - fault.atMs;
+    if (sinceMs >= config.storageRetryIntervalMs) return true;
+    return env.lastTransactionId !== fault.txnId && sinceMs >= config.lmdbPollIntervalMs;
+  }
+
+  /** Says each text once, until the fault is over. */
+  #fault(env: Environment, previous: Fault | undefined, text: string, error: unknown): Fault {
+    const said = previous?.said ?? new Set<string>();
+    if (!said.has(text)) this.#log.error('Local fault, trying again', { error, detail: text });
+    said.add(text);
+    return { text, said, atMs: this.#o.clock.monotonicMs(), txnId: env.lastTransactionId };
+  }
+
+  #problem(): string | undefined {
+    const state = this.#session?.state;
+    const texts = [this.#openFault, state?.mergeFault?.text, state?.publishFault?.text];
+    if (state?.duplicateUntilMs !== undefined) texts.push('another running instance uses our name');
+    return texts.filter((text) => text !== undefined).join('; ') || undefined;
+  }
+
+  #judge(): void {
+    const state = this.#session?.state;
+    const texts = [this.#openFault, state?.mergeFault?.text, state?.publishFault?.text];
+    const text = texts.filter((each) => each !== undefined).join('; ');
+    if (text === '') this.#faultCondition.clear();
+    else this.#faultCondition.set('failure', text);
+  }
+
+  #once(state: State, what: string, say: () => void): void {
+    if (state.said.has(what)) return;
+    state.said.add(what);
+    say();
+  }
+}
+
+/**
+ * Deletions older than this (ns since the epoch) are not added by a merge, so that the sweeper's work is not undone: retention
+ * minus a margin, by default 1 % of it, never more than 75 %. 0, which lets all pass, while the sweeper is off.
+ */
+export function deletedCutoffNano(sweeper: SweeperConfig, nowNano: bigint): bigint {
+  if (!sweeper.enabled) return 0n;
+  const retentionMs = sweeper.retentionDays * 86_400_000;
+  const marginMs =
+    sweeper.retentionLoadCutoffDurationMs > 0
+      ? Math.min(sweeper.retentionLoadCutoffDurationMs, retentionMs * 0.75)
+      : retentionMs / 100;
+  const cutoff = nowNano - BigInt(Math.round(retentionMs - marginMs)) * 1_000_000n;
+  return cutoff > 0n ? cutoff : 0n;
+}
+
+function createFlags({ dbiOptions }: LmdbConfig): Record<string, number> {
+  const flags: Record<string, number> = {};
+  for (const [dbi, { overrideCreateFlags }] of dbiOptions) {
+    if (overrideCreateFlags !== undefined) flags[dbi] = overrideCreateFlags;
+  }
+  return flags;
+}
+
+/**
+ * Calls back when the file was written to, and once more a little later: LMDB writes the pages of data before the one that makes
+ * them count, and the first event can come in between. Not on every file system, not for all writers: only a hint.
+ */
+function watchFile(path: string, onHint: () => void): () => void {
+  const metaPageDelayMs = 5;
+  let timer: NodeJS.Timeout | undefined;
+  const hint = (): void => {
+    onHint();
+    timer ??= setTimeout(() => {
+      timer = undefined;
+      onHint();
+    }, metaPageDelayMs);
+  };
+  try {
+    const watcher = watch(path, { persistent: false }, hint);
+    watcher.on('error', () => watcher.close());
+    return () => {
+      watcher.close();
+      clearTimeout(timer);
+    };
+  } catch {
+    // No inotify watches left, or the file is gone: there is the regular look.
+    return () => undefined;
+  }
+}
+
+function errorCode(error: unknown): string | undefined {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' ? code : undefined;
+}
+
+function seen({ name, timestampNano }: SnapshotName): { name: string; timestampMs: number } {
+  return { name, timestampMs: Number(timestampNano / 1_000_000n) };
+}
+
+function seenOrNot(name: SnapshotName | undefined): { name: string; timestampMs: number } | undefined {
+  return name && seen(name);
+}
