@@ -1,1 +1,4 @@
-fn main() { napi_build::setup(); }
+//! Links the addon as N-API modules are.
+fn main() {
+    napi_build::setup();
+}

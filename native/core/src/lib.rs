@@ -6,6 +6,7 @@
 pub mod cancel;
 pub mod error;
 pub mod header;
+pub mod inspect;
 pub mod lmdb;
 pub mod merge;
 pub mod publish;

@@ -61,8 +61,9 @@ impl RawTxn {
     }
 
     fn open_dbi(&self, name: &str, flags: u32) -> Result<ffi::MDB_dbi> {
-        let c_name = CString::new(name)
-            .map_err(|_| Error::new(Code::InvalidArgument, "DBI name with a NUL byte").in_dbi(name.replace('\0', "\\0")))?;
+        let c_name = CString::new(name).map_err(|_| {
+            Error::new(Code::InvalidArgument, "DBI name with a NUL byte").in_dbi(name.replace('\0', "\\0"))
+        })?;
         let mut handle = 0;
         // SAFETY: a live transaction, a NUL-terminated name that outlives the call; the caller holds the mutex that serialises this call.
         let code = unsafe { ffi::mdb_dbi_open(self.ptr, c_name.as_ptr(), flags, &raw mut handle) };
@@ -352,9 +353,9 @@ impl<'e> WriteTxn<'e> {
         let mut known = registry.clone();
         // Without the right to create, others may open handles while we wait for the lock.
         let registry = may_create.then_some(registry);
-        cancel.check()?;
+        // The flag before the check: whoever cancels in between sees one of them.
         cancel.set_waiting_for_lock(true);
-        let begun = RawTxn::begin(raw_env, 0);
+        let begun = cancel.check().and_then(|()| RawTxn::begin(raw_env, 0));
         cancel.set_waiting_for_lock(false);
         let raw = begun?;
         cancel.check()?;
@@ -365,7 +366,13 @@ impl<'e> WriteTxn<'e> {
                 known.insert(name, handle);
             }
         }
-        Ok(existing(&known, names).map(|handles| Self { raw, handles, registry, _guard: guard, _not_send: PhantomData }))
+        Ok(existing(&known, names).map(|handles| Self {
+            raw,
+            handles,
+            registry,
+            _guard: guard,
+            _not_send: PhantomData,
+        }))
     }
 
     /// The id this transaction will have when it writes anything.
