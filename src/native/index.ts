@@ -1,0 +1,162 @@
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+import type * as Addon from '../../native/addon/index.d.ts';
+import { LightningStreamError } from '../errors.ts';
+import type {
+  Environment,
+  EnvironmentInfo,
+  EnvironmentOptions,
+  EnvironmentStats,
+  MergeOptions,
+  MergeResult,
+  Native,
+  Progress,
+  PublishOptions,
+  PublishResult,
+} from './types.ts';
+
+export type * from './types.ts';
+
+/** A failure of the data path; `code` as described at {@link NativeErrorCode}. */
+export class NativeError extends LightningStreamError {
+  /** DBI it is about, when it is about one. */
+  readonly dbi: string | undefined;
+  /** Key it is about, hexadecimal. */
+  readonly key: string | undefined;
+
+  constructor(code: string, message: string, options: { dbi?: string; key?: string; cause?: unknown } = {}) {
+    const { dbi, key, cause } = options;
+    super(code, message, {
+      cause,
+      fields: { ...(dbi === undefined ? {} : { dbi }), ...(key === undefined ? {} : { key }) },
+    });
+    this.name = 'NativeError';
+    this.dbi = dbi;
+    this.key = key;
+  }
+}
+
+/** How often progress is passed on, ms. */
+const PROGRESS_INTERVAL_MS = 250;
+
+/** Loads the addon. The only place that knows where it lies. */
+export function loadNative(): Native {
+  const path = fileURLToPath(new URL('../../native/addon/lightningstream.node', import.meta.url));
+  let addon: typeof Addon;
+  try {
+    addon = createRequire(import.meta.url)(path) as typeof Addon;
+  } catch (error) {
+    const detail = error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error);
+    throw new LightningStreamError('ADDON', `cannot load the native addon ${path}: ${detail}`, { cause: error });
+  }
+  return {
+    lmdbVersion: addon.lmdbVersion(),
+    addonVersion: addon.addonVersion(),
+    openEnvironment: (environmentPath, options) => new NativeEnvironment(addon, environmentPath, options),
+    tryLock: (lockPath) => synchronous(() => addon.tryLock(lockPath)) ?? undefined,
+    inspectSnapshot: async (snapshotPath, options = {}) => {
+      const work = new addon.Work();
+      const { meta, ...sizes } = await abortable(work, options, () => addon.inspectSnapshot(snapshotPath, work));
+      return { ...meta, ...sizes };
+    },
+  };
+}
+
+class NativeEnvironment implements Environment {
+  readonly path: string;
+  readonly #addon: typeof Addon;
+  readonly #handle: Addon.NativeEnvironment;
+  /** An aborted call's thread may still wait for another process's write lock. */
+  #abandoned = false;
+
+  constructor(addon: typeof Addon, path: string, options: EnvironmentOptions) {
+    this.path = path;
+    this.#addon = addon;
+    this.#handle = synchronous(() => addon.NativeEnvironment.open(path, options));
+  }
+
+  get lastTransactionId(): bigint {
+    return this.#handle.lastTransactionId;
+  }
+
+  info(): EnvironmentInfo {
+    return synchronous(() => this.#handle.info());
+  }
+
+  async stats(): Promise<EnvironmentStats> {
+    return unwrap(await this.#handle.stats());
+  }
+
+  checkReaders(): number {
+    return this.#handle.checkReaders();
+  }
+
+  async publish({ spoolPath, meta, timestampNano, ...options }: PublishOptions): Promise<PublishResult> {
+    const request = { spoolPath, ...meta, timestampNano: timestampNano ?? null };
+    return this.#work(options, (work) => this.#handle.publish(request, work));
+  }
+
+  async merge(options: MergeOptions): Promise<MergeResult> {
+    const { spoolPath, deletedCutoffNano, createFlags, headerExtraPaddingBlock } = options;
+    const request = { spoolPath, deletedCutoffNano, createFlags, headerExtraPaddingBlock };
+    return this.#work(options, (work) => this.#handle.merge(request, work));
+  }
+
+  async close(): Promise<void> {
+    unwrap(await this.#handle.close(this.#abandoned));
+  }
+
+  async #work<T>(
+    options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void },
+    start: (work: Addon.Work) => Promise<Outcome<T>>,
+  ): Promise<T> {
+    const work = new this.#addon.Work();
+    try {
+      return await abortable(work, options, () => start(work));
+    } catch (error) {
+      this.#abandoned ||= options.signal?.aborted === true;
+      throw error;
+    }
+  }
+}
+
+interface Outcome<T> {
+  value: T | null;
+  error: Addon.Failure | null;
+}
+
+function unwrap<T>(outcome: Outcome<T>): T {
+  if (outcome.error !== null) {
+    const { code, message, dbi, key } = outcome.error;
+    throw new NativeError(code, message, { ...(dbi === null ? {} : { dbi }), ...(key === null ? {} : { key }) });
+  }
+  return outcome.value as T;
+}
+
+/** Runs a synchronous call of the addon; what it throws becomes a {@link NativeError}. */
+function synchronous<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    const code = (error as { code?: unknown }).code;
+    throw new NativeError(typeof code === 'string' ? code : 'PANIC', error instanceof Error ? error.message : String(error));
+  }
+}
+
+async function abortable<T>(
+  work: Addon.Work,
+  { signal, onProgress }: { signal?: AbortSignal; onProgress?: (progress: Progress) => void },
+  start: () => Promise<Outcome<T>>,
+): Promise<T> {
+  if (signal?.aborted === true) throw new NativeError('ABORTED', 'aborted', { cause: signal.reason });
+  const cancel = (): void => work.cancel();
+  signal?.addEventListener('abort', cancel, { once: true });
+  const timer = onProgress && setInterval(() => onProgress(work.progress()), PROGRESS_INTERVAL_MS);
+  try {
+    return unwrap(await start());
+  } finally {
+    clearInterval(timer);
+    signal?.removeEventListener('abort', cancel);
+  }
+}
