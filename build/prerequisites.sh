@@ -27,14 +27,14 @@ command -v ${CC:-cc} >/dev/null 2>&1 ||
 
 rust_help='https://rustup.rs, or rustup update stable   Debian 13: apt install rustup && rustup default stable'
 if ! command -v cargo >/dev/null 2>&1 || ! command -v rustc >/dev/null 2>&1; then
-  lacks 'Rust 1.88 or later (cargo, rustc)' "$rust_help"
+  lacks 'Rust 1.89 or later (cargo, rustc)' "$rust_help"
 else
   # A rustup proxy without a toolchain exists, but fails.
   rust=$(rustc --version 2>/dev/null | cut -d ' ' -f 2)
   if [ -z "$rust" ]; then
     lacks 'a Rust toolchain (rustc does not run)' 'rustup default stable'
-  elif ! at_least "$rust" 1 88; then
-    lacks "Rust 1.88 or later (found $rust)" "$rust_help"
+  elif ! at_least "$rust" 1 89; then
+    lacks "Rust 1.89 or later (found $rust)" "$rust_help"
   fi
 fi
 
