@@ -49,26 +49,6 @@ export function readListing(objects: Iterable<StorageObject>, database: string):
   };
 }
 
-/** What a receiver knows when it looks at a listing. */
-export interface ReceiverView {
-  /** Instances not to fetch from; our own, except while starting up. */
-  readonly except: ReadonlySet<string>;
-  /** Names of snapshots that proved unusable (corrupt, cannot be merged). */
-  readonly setAside: ReadonlySet<string>;
-  /** The snapshot last taken of each instance: fetched, being fetched, or merged. */
-  readonly taken: ReadonlyMap<string, string>;
-}
-
-/**
- * The snapshots to fetch now: of each instance the newest usable one, unless it is the one taken already. It can be older
- * than the one taken, when that one was set aside.
- */
-export function wantedSnapshots(listing: Listing, view: ReceiverView): readonly ListedSnapshot[] {
-  return newestUsable(listing, view.setAside).filter(
-    ({ name }) => !view.except.has(name.instance) && view.taken.get(name.instance) !== name.name,
-  );
-}
-
 /** Of each instance the newest snapshot that is not set aside, sorted by name. */
 export function newestUsable(listing: Listing, setAside: ReadonlySet<string>): readonly ListedSnapshot[] {
   return [...listing.byInstance.keys()].flatMap(

@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import { errorMessage, LightningStreamError } from '../errors.ts';
+import { LightningStreamError } from '../errors.ts';
 import type { Logger } from '../observability/logger.ts';
 import type { Lock, TryLock } from '../storage/lock.ts';
 import { isSystemError, systemCause } from '../storage/system-error.ts';
@@ -121,7 +121,7 @@ export class Spool {
     } catch (error) {
       this.#logger.warning('spool directory could not be removed', {
         path: own.directory,
-        error: errorMessage(error),
+        error,
       });
     } finally {
       own.lock.release();
@@ -168,7 +168,7 @@ export class Spool {
           lock.release();
         }
       } catch (error) {
-        this.#logger.debug('a spool directory stays', { path: directory, error: errorMessage(error) });
+        this.#logger.debug('a spool directory stays', { path: directory, error });
       }
     }
   }

@@ -11,7 +11,6 @@ import {
 } from 'node:fs';
 import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink, utimes } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { errorMessage } from '../errors.ts';
 import type { Logger } from '../observability/logger.ts';
 import { readChunks, saveObject, writeChunks } from './local-file.ts';
 import type { Lock, TryLock } from './lock.ts';
@@ -169,12 +168,12 @@ export class FsStorage implements Storage {
       });
     } catch (error) {
       // Out of inotify watches, most likely. Polling goes on finding everything.
-      this.#logger.debug('storage is not watched for changes, only polled', { error: errorMessage(error) });
+      this.#logger.debug('storage is not watched for changes, only polled', { error });
       return () => undefined;
     }
     watcher.on('error', (error) => {
       this.#logger.debug('storage is no longer watched for changes, only polled', {
-        error: errorMessage(error),
+        error,
       });
       stop();
     });
@@ -237,7 +236,7 @@ export class FsStorage implements Storage {
   /** Creates an unfinished file and locks it. Synchronous: a few system calls, and `spoolPathFor` must name a path at once. */
   #begin(name: string): string {
     const repeated = Buffer.byteLength(name) <= LONGEST_REPEATED_NAME_BYTES ? name : name.slice(0, 50);
-    for (;;) {
+    for (let left = ATTEMPTS; left > 0; left--) {
       const path = this.#path(
         `${repeated}.${this.#boot}-${randomBytes(6).toString('hex')}${UNFINISHED_SUFFIX}`,
       );
@@ -253,6 +252,7 @@ export class FsStorage implements Storage {
         return path;
       }
       if (lock !== 'busy') lock?.release();
+      rmSync(path, { force: true });
     }
     throw new Error(`${this.location}: new files are locked by somebody else again and again`);
   }
@@ -262,7 +262,7 @@ export class FsStorage implements Storage {
     try {
       return this.#tryLock(path) ?? 'busy';
     } catch (error) {
-      this.#logger.debug('storage: a file cannot be locked', { path, error: errorMessage(error) });
+      this.#logger.debug('storage: a file cannot be locked', { path, error });
       return undefined;
     }
   }
@@ -271,7 +271,7 @@ export class FsStorage implements Storage {
     try {
       rmSync(path, { force: true });
     } catch (error) {
-      this.#logger.debug('storage: an unfinished file stays', { path, error: errorMessage(error) });
+      this.#logger.debug('storage: an unfinished file stays', { path, error });
     }
     this.#release(path);
   }
@@ -298,7 +298,7 @@ export class FsStorage implements Storage {
       // Readers have the object already, and there is no file left to try again with.
       this.#logger.warning('storage: a stored object may be lost if this host crashes now', {
         object: name,
-        error: errorMessage(error),
+        error,
       });
     }
   }
@@ -323,7 +323,7 @@ export class FsStorage implements Storage {
         }
       } catch (error) {
         // Finished or removed meanwhile, or this process may only read here.
-        this.#logger.debug('storage: an unfinished file stays', { file: name, error: errorMessage(error) });
+        this.#logger.debug('storage: an unfinished file stays', { file: name, error });
       }
     }
   }
