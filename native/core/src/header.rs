@@ -110,7 +110,8 @@ mod tests {
         let mut out = Vec::new();
         build(&mut out, 0x0102_0304_0506_0708, 0x1112_1314_1516_1718, 0xfe, b"app", false);
         let expected: &[u8] = &[
-            1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0, 0, 0, 0, 0, 0, 0, 0, b'a', b'p', b'p',
+            1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0, 0, 0, 0, 0, 0, 0, 0, b'a', b'p',
+            b'p',
         ];
         assert_eq!(out, expected);
         build(&mut out, 1, 2, FLAG_DELETED, b"gone", true);

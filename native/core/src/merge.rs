@@ -208,7 +208,9 @@ impl<'a> Merge<'a> {
                     let head = head.clone();
                     let message_bytes = head.message_len;
                     current = None;
-                    let Some(mut target) = self.admit(head, reader.format_version(), reader.compat_version())? else { continue };
+                    let Some(mut target) = self.admit(head, reader.format_version(), reader.compat_version())? else {
+                        continue;
+                    };
                     let local = txn.dbi(&target.name)?;
                     let entries = local.map_or(Ok(0), |dbi| txn.entries(dbi))?;
                     if entries == 0 && message_bytes > self.options.budget_bytes as u64 {

@@ -131,7 +131,8 @@ fn measure<'t>(txn: &'t ReadTxn<'_>, name: &'t str, out: &mut Published, cancel:
         let native = header::parse(stored).map_err(|e| e.at_key(key))?;
         let value = live_value(&native);
         if key.len() + value.len() > MAX_ENTRY_BYTES as usize - 64 {
-            let text = format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
+            let text =
+                format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
             return Err(Error::new(Code::HeaderInvalid, text).at_key(key));
         }
         size.add(key, value, native.timestamp, u32::from(native.flags));
