@@ -10,7 +10,7 @@ export const STATUS_STYLE = `
 body { font: 16px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem }
 @media (prefers-color-scheme: dark) { body { background: #14181d; color: #e6e9ed } }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: 1.25rem 0 .25rem }
-a { color: var(--link) } code, td, dd { overflow-wrap: anywhere } code { font-size: .95em }
+a { color: var(--link) } code, dd { overflow-wrap: anywhere } td, th { overflow-wrap: break-word } .state { min-width: 9rem } code { font-size: .95em }
 .soft { color: var(--soft) } .bad { color: var(--bad); font-weight: 600 } .warn { color: var(--warn); font-weight: 600 } .good { color: var(--good); font-weight: 600 }
 .box { border: 1px solid; border-left-width: .5rem; padding: .5rem .75rem; margin: .75rem 0; font-weight: 400 } .box ul { margin: .25rem 0; padding-left: 1.25rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% } caption { text-align: left; color: var(--soft) }
@@ -136,7 +136,7 @@ function figures(html: HtmlTag, model: StatusModel, nowMs: number): Html {
 function overview(html: HtmlTag, database: DatabaseStatus, nowMs: number): Html {
   return html`<tr>
     <th scope="row"><bdi>${database.name}</bdi></th>
-    <td>
+    <td class="state">
       ${
         database.problem === undefined
           ? database.phase
@@ -148,7 +148,7 @@ function overview(html: HtmlTag, database: DatabaseStatus, nowMs: number): Html 
       ${
         database.lastStored === undefined
           ? html`<span class="soft">nothing yet</span>`
-          : age(html, database.lastStored.timestampMs, nowMs)
+          : ago(html, database.lastStored.timestampMs, nowMs)
       }
     </td>
   </tr>`;
@@ -284,11 +284,15 @@ function usedFraction({ info, usedBytes }: EnvironmentStats): number {
 }
 
 function age(html: HtmlTag, timestampMs: number, nowMs: number): Html {
-  const time = formatTime(timestampMs);
+  return html`${ago(html, timestampMs, nowMs)} <span class="soft">(${formatTime(timestampMs)})</span>`;
+}
+
+function ago(html: HtmlTag, timestampMs: number, nowMs: number): Html {
   const agoMs = nowMs - timestampMs;
   const text = agoMs >= 0 ? `${formatDuration(agoMs)} ago` : `${formatDuration(-agoMs)} in the future`;
-  return html`<time datetime="${time.replace(' ', 'T').replace(' UTC', 'Z')}">${text}</time>
-    <span class="soft">(${time})</span>`;
+  return html`<time datetime="${formatTime(timestampMs).replace(' ', 'T').replace(' UTC', 'Z')}"
+    >${text}</time
+  >`;
 }
 
 /** `2026-11-22 04:36:10 UTC`; out of a Date's range: the number. */

@@ -49,15 +49,14 @@ export function createSecretMask(): SecretMask {
         whole.add(value);
         whole.add(trimmed);
         if (trimmed.length < MIN_INSIDE_LENGTH) continue;
-        // As it looks after the ways a value gets into a text: URL, JSON, basic authentication, one line from many.
+        // As it looks after the ways a value gets into a text: URL, JSON, basic authentication.
         addInside(trimmed);
         addInside(encodeURIComponent(trimmed.toWellFormed()));
         addInside(encodeURI(trimmed.toWellFormed()));
         addInside(JSON.stringify(trimmed).slice(1, -1));
         addInside(Buffer.from(trimmed).toString('base64'));
         const lines = trimmed.split('\n').map((line) => line.trim());
-        addInside(lines.join(' '));
-        // A part of a key file is as bad as all of it; its frame tells nothing.
+        // A key file, also when its lines were joined: a part is as bad as all of it; its frame tells nothing.
         if (lines.length > 1) for (const line of lines) if (!line.startsWith('-----')) addInside(line);
       }
       // The longest first: one secret may be the beginning of another.
