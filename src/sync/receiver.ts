@@ -73,7 +73,7 @@ export class Receiver {
 
   /** The newest snapshot under our name that is accounted for: ours, or known as a stranger's. */
   #newestOwn: SnapshotName | undefined;
-  #wantsOwn = true;
+  #wantsOwn = false;
   #listed = false;
   #listError: string | undefined;
 
@@ -223,6 +223,7 @@ export class Receiver {
   /** To be told before an upload begins, so that its appearance surprises nobody. */
   noteOwn(name: SnapshotName): void {
     this.#newestOwn = name;
+    this.#wantsOwn = false;
   }
 
   /** Removes what is left in the spool; only after {@link run} has ended. */
@@ -240,10 +241,9 @@ export class Receiver {
     const known = this.#newestOwn;
     if (known !== undefined && compareNames(newest.name, known.name) <= 0) return;
     this.#newestOwn = newest;
-    if (!this.#listed) return;
-    // It may hold what our own snapshots, being newer, would hide from everybody else.
+    // At start it is our history; later it may hold what our own snapshots, being newer, would hide from everybody else.
     this.#wantsOwn = true;
-    this.#o.onForeign(newest);
+    if (this.#listed) this.#o.onForeign(newest);
   }
 
   #forgetAbsent(listing: Listing): void {
