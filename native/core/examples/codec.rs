@@ -21,16 +21,20 @@ fn peak_kib() -> String {
     line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
 }
 
-/// Calls `each` with key, value and timestamp of records of about 56 bytes in key order, different enough to compress like real
-/// ones (to somewhat less than half).
+/// Calls `each` with key, value and timestamp of records in key order: a domain number, a name and a type; a record of
+/// PowerDNS's serialisation. They compress like real ones, to somewhat less than half.
 fn records(count: u32, mut each: impl FnMut(&[u8], &[u8], u64) -> Result<()>) -> Result<()> {
-    let mut key = *b"\x00\x00\x00\x00\x00\x03org\x00\x07example\x00\x00\x01";
-    let mut value = *b"\x04\x00\x00\x00\x0a\x00\x00\x01\x58\x02\x00\x00\x00\x01\x00\x01";
+    let mut key = *b"\x00\x00\x00\x2ahost-00000000\x00\x00\x00\x01";
+    let mut value = *b"\x0d\x00hhhhhhhhpppp\x58\x02\x00\x00\x01\x00\x00\x01";
     for index in 0..count {
-        key[..4].copy_from_slice(&index.to_be_bytes());
         let noise = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        value[4..8].copy_from_slice(&noise.to_le_bytes()[4..]);
-        each(&key, &value, 1_700_000_000_000_000_000 + (noise >> 30))?;
+        let noise = (noise ^ noise >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        for (place, digit) in key[9..17].iter_mut().rev().zip(0..) {
+            *place = b"0123456789abcdef"[(index >> (4 * digit) & 15) as usize];
+        }
+        value[2..10].copy_from_slice(&noise.to_le_bytes());
+        value[10..14].copy_from_slice(&noise.rotate_left(13).to_le_bytes()[..4]);
+        each(&key, &value, 1_700_000_000_000_000_000 + (noise >> 20))?;
     }
     Ok(())
 }
