@@ -1,4 +1,3 @@
-import { UsageError } from '../errors.ts';
 import { type DaemonMode, refuseMissingFeatures } from './not-built.ts';
 import type { Session } from './session.ts';
 import { withStorage } from './storage.ts';
@@ -17,11 +16,6 @@ export async function daemon(
   const config = options.onlyOnce === true ? { ...session.config, onlyOnce: true } : session.config;
   const all = [...config.lmdbs.keys()];
   const { onlyDb: onlyDbs = [] } = options;
-  const unknown = onlyDbs.find((name) => !all.includes(name));
-  if (unknown !== undefined)
-    throw new UsageError(
-      `--only-db ${unknown}: no such LMDB in ${session.configFile}; there is ${all.join(', ')}`,
-    );
   refuseMissingFeatures(config, session.configFile, mode, onlyDbs.length === 0 ? all : onlyDbs);
 
   const [{ runDaemon }, { loadNative }, { createMetrics }, { createHealth }] = await Promise.all([

@@ -38,7 +38,6 @@ export function createProgram(runner: Runner): Command {
     .description('Keeps LMDB databases of several servers in sync through a shared storage.')
     .helpOption('-h, --help', 'show help')
     .helpCommand('help [command]', 'show help for a command')
-    .showHelpAfterError('(see lightningstream help)')
     .option('-c, --config <file>', 'configuration file', 'lightningstream.yaml')
     .option(
       '-i, --instance <name>',

@@ -66,7 +66,11 @@ function adopt(command: Command, io: Io): void {
     getOutHasColors: () => false,
     getErrHasColors: () => false,
     outputError: (text, write) => {
-      write(`lightningstream: ${text.replace(/^error: /, '').replace(/\n(?=\()/, ' ')}`);
+      const line = text
+        .trimEnd()
+        .replace(/^error: /, '')
+        .replace(/\n(?=\()/, ' ');
+      write(`lightningstream: ${line} (see lightningstream help)\n`);
     },
   });
   for (const child of command.commands) adopt(child, io);
@@ -141,14 +145,7 @@ async function report(
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
   // Whoever read our output has seen enough.
   if (isSystemError(error) && error.code === 'EPIPE') return EXIT.error;
-  const lines =
-    error instanceof ConfigError
-      ? error.complaints
-      : [
-          isExpected(error)
-            ? errorMessage(error)
-            : `internal error, please report it: ${errorMessage(error)}`,
-        ];
+  const lines = error instanceof ConfigError ? error.complaints : [oneLine(error)];
   const stack = debug && !isExpected(error) && error instanceof Error ? `${error.stack ?? ''}\n` : '';
   try {
     await print(
@@ -160,6 +157,11 @@ async function report(
   }
   if (error instanceof UsageError) return EXIT.usage;
   return error instanceof TimeoutError ? EXIT.timeout : EXIT.error;
+}
+
+function oneLine(error: unknown): string {
+  if (isAbort(error)) return 'interrupted';
+  return isExpected(error) ? errorMessage(error) : `internal error, please report it: ${errorMessage(error)}`;
 }
 
 /** Not a bug of ours. */

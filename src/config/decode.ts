@@ -533,7 +533,7 @@ export function object<const F extends Fields>(
 /** `unknown key`, with the likeliest meaning. */
 function unknownKey(name: string, known: readonly string[]): string {
   const similar = known.find(
-    (candidate) => distance(name, candidate) <= Math.max(1, Math.floor(candidate.length / 4)),
+    (candidate) => candidate.length > 2 && distance(name, candidate) <= (candidate.length < 4 ? 1 : 2),
   );
   if (similar !== undefined) return `unknown key: did you mean ${similar}?`;
   return known.length <= 8 ? `unknown key: known here are ${known.join(', ')}` : 'unknown key';

@@ -123,7 +123,7 @@ function yamlProblem(code: string, message: string): string {
     case 'MULTILINE_IMPLICIT_KEY':
       return 'a key must fit on one line: is a colon or an indentation missing?';
     case 'BAD_INDENT':
-      return 'wrong indentation';
+      return 'wrong indentation, or a closing character is missing';
     case 'BAD_ALIAS':
       return 'a text that begins with * must be quoted';
     default:

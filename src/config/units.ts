@@ -29,7 +29,8 @@ export function parseDuration(text: string): number | undefined {
   )) {
     const nsPerUnit = NS_PER_UNIT[unit];
     if (nsPerUnit === undefined) return undefined;
-    ns += BigInt(whole) * nsPerUnit + (BigInt(fraction) * nsPerUnit) / 10n ** BigInt(fraction.length);
+    const scale = 10n ** BigInt(fraction.length);
+    ns += BigInt(whole) * nsPerUnit + (BigInt(fraction) * nsPerUnit + scale / 2n) / scale;
   }
   if (ns > MAX_NS) return undefined;
   return nsToMs(match[1] === '-' ? -ns : ns);
