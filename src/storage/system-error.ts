@@ -1,23 +1,22 @@
+import { constants } from 'node:os';
 import { getSystemErrorMessage } from 'node:util';
 import { StorageError } from './storage.ts';
 
-/** An error of the operating system, as Node throws it. */
+/** An error of the operating system, as Node and the addon throw it. */
 export interface SystemError extends Error {
-  readonly code: string;
-  readonly errno: number;
+  /** Its name in errno.h: `ENOENT`, `ENOSPC`, … */
+  readonly code: keyof typeof constants.errno;
 }
 
 export function isSystemError(error: unknown): error is SystemError {
-  return (
-    error instanceof Error &&
-    typeof (error as Partial<SystemError>).code === 'string' &&
-    typeof (error as Partial<SystemError>).errno === 'number'
-  );
+  if (!(error instanceof Error) || error instanceof StorageError) return false;
+  const { code } = error as { code?: unknown };
+  return typeof code === 'string' && Object.hasOwn(constants.errno, code);
 }
 
 /** `no space left on device (ENOSPC)`. */
 export function systemCause(error: SystemError): string {
-  return `${getSystemErrorMessage(error.errno)} (${error.code})`;
+  return `${getSystemErrorMessage(-constants.errno[error.code])} (${error.code})`;
 }
 
 /**

@@ -60,6 +60,12 @@ describe('a listing', () => {
     expect(listing.unrecognised).toHaveLength(1);
   });
 
+  test('a name that belongs to another database when it is read is not ours', () => {
+    const name = day('_a', 1, 'ma');
+    expect(name).toMatch(/^ma___a__/);
+    expect(readListing(objects(name), 'ma_')).toMatchObject({ snapshots: [], unrecognised: [name] });
+  });
+
   test('puts every object of the database in exactly one place, whatever the order', () => {
     fc.assert(
       fc.property(content, fc.infiniteStream(fc.nat()), (names, random) => {

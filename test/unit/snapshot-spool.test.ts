@@ -132,7 +132,7 @@ describe('the place', () => {
 
   test('whose file system knows no locks is refused', () => {
     const noLocks: TryLock = () => {
-      throw Object.assign(new Error('ENOLCK'), { code: 'ENOLCK', errno: -37, syscall: 'flock' });
+      throw Object.assign(new Error('ENOLCK'), { code: 'ENOLCK' });
     };
     expect(refusal(() => openSpool({ tryLock: noLocks })).message).toContain('(ENOLCK)');
     expect(readdirSync(base)).toEqual([]);
@@ -298,29 +298,34 @@ describe('processes in one place', () => {
     expect(readdirSync(base)).toEqual([]);
   });
 
-  test.each([
-    ['before its lock file was made', 'mkdir'],
-    ['before it was locked', 'lock'],
-  ])('a start that another one takes for stale %s begins anew', async (_title, moment) => {
-    let intruded = 0;
-    const intrude: TryLock = (path) => {
-      if (intruded++ > 0 || moment === 'mkdir') return flock(path);
-      // What a starting process does: lock, move aside, remove, unlock. The lock that is got then is one of a removed file.
-      const descriptorLock = flock(path);
-      rmSync(dirname(path), { recursive: true });
-      return descriptorLock;
-    };
-    if (moment === 'mkdir') {
-      // Directories without a lock file look like this to others.
-      mkdirSync(base);
-      mkdirSync(join(base, 'lightningstream-spool-abcdef'), { mode: 0o700 });
-    }
-    const spool = openSpool({ tryLock: intrude });
-    const path = spool.pathFor('x');
-    expect(existsSync(path)).toBe(true);
-    expect(readdirSync(base)).toEqual([dirname(path).slice(base.length + 1)]);
-    await spool.close();
+  test('a directory without a lock file has no living process', async () => {
+    mkdirSync(base);
+    mkdirSync(join(base, 'lightningstream-spool-abcdef'), { mode: 0o700 });
+    await openSpool().close();
+    expect(readdirSync(base)).toEqual([]);
   });
+
+  test.each(['before it is opened to be locked', 'between opening and locking'])(
+    'a start whose directory another one takes for stale, %s, begins anew',
+    async (moment) => {
+      let intruded = 0;
+      const intrude: TryLock = (path) => {
+        if (intruded++ > 0) return flock(path);
+        if (moment.startsWith('before')) rmSync(dirname(path), { recursive: true });
+        const lock = flock(path);
+        rmSync(dirname(path), { recursive: true });
+        return lock;
+      };
+      const spool = openSpool({ tryLock: intrude });
+      expect(intruded).toBe(2);
+      const [own, ...others] = readdirSync(base);
+      expect(others).toEqual([]);
+      expect(dirname(spool.pathFor('x'))).toBe(join(base, own ?? ''));
+      await openSpool().close();
+      expect(readdirSync(base), 'it is locked').toEqual([own]);
+      await spool.close();
+    },
+  );
 
   test('what others planted in a public directory is left alone', async ({ skip }) => {
     mkdirSync(base);
