@@ -3,6 +3,7 @@ export interface Config {
   /** As written; `''` when not set. The name in objects comes from `snapshot/name.ts`. */
   readonly instance: string;
   readonly lmdbPollIntervalMs: number;
+  /** 0 or less = off. */
   readonly lmdbLogStatsIntervalMs: number;
   readonly lmdbScrapeSmaps: boolean;
   readonly storagePollIntervalMs: number;
@@ -33,6 +34,7 @@ export interface LmdbConfig {
     readonly dirMask: number;
     readonly fileMask: number;
     readonly mapSizeBytes: number;
+    /** Never 0; may be negative, as Lightning Stream takes that from a file as well. */
     readonly maxDbs: number;
   };
   readonly schemaTracksChanges: boolean;
@@ -55,7 +57,7 @@ export interface SweeperConfig {
 export interface StorageConfig {
   /** `''` when not set; an unknown one is refused when the storage is opened. */
   readonly type: string;
-  /** Unchecked: each backend decodes its own (`config/decode.ts` has the tools), strictly, when it is opened. */
+  /** The section as it stands in the file: each backend decodes its own with `decodeOptions`, strictly, when it is opened. */
   readonly options: unknown;
   readonly cleanup: {
     readonly enabled: boolean;
@@ -75,6 +77,7 @@ export type LogFormat = 'human' | 'logfmt' | 'json';
 export type LogTimestamp = 'short' | 'disable' | 'full';
 
 export interface TrackerConfig {
+  /** At least 1 s. */
   readonly intervalMs: number;
   readonly warnDurationMs: number;
   readonly errorDurationMs: number;

@@ -1,0 +1,425 @@
+import { execFileSync, spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import type { Command } from 'commander';
+import { ensureMinimumPid } from '../../src/cli/minimum-pid.ts';
+import { createProgram } from '../../src/cli/program.ts';
+import { EXIT, run } from '../../src/cli/run.ts';
+import { recordLog } from '../helpers/log-recorder.ts';
+import { capture } from '../helpers/output.ts';
+import { launcher, tempDir, type TempDir, until } from '../helpers/process.ts';
+
+async function call(args: readonly string[], ...surroundings: Parameters<typeof capture>) {
+  const io = capture(...surroundings);
+  const code = await run(args, io);
+  return { code, stdout: io.out(), stderr: io.err(), bytes: io.outBytes() };
+}
+
+/** A configuration with storage in a directory; `more` is YAML of the top level. */
+function configure(
+  dir: TempDir,
+  more = '',
+  storage = `{type: fs, options: {root_path: ${dir.join('storage')}}}`,
+): string {
+  const file = dir.join('ls.yaml');
+  writeFileSync(
+    file,
+    `lmdbs: {main: {path: ${dir.join('main')}, schema_tracks_changes: true, options: {create: true}}}\n` +
+      `spool_dir: ${dir.path}\nstorage: ${storage}\n${more}`,
+  );
+  return file;
+}
+
+describe('wrong arguments', () => {
+  test.each([
+    [['synk'], "unknown command 'synk' (Did you mean sync?)"],
+    [['sync', '--only-onse'], "unknown option '--only-onse' (Did you mean --only-once?)"],
+    [['snapshots', 'lst'], "unknown command 'lst' (Did you mean list?)"],
+    [['snapshots', 'get'], "missing required argument 'name'"],
+    [['stats', 'extra'], 'too many arguments'],
+    [['-c'], 'argument missing'],
+    [['--log-level', 'loud', 'stats'], "'loud' is invalid. It must be one of: trace, debug"],
+    [['stats', '--log-format', 'JSON'], "'JSON' is invalid"],
+    [['--log-timestamp', 'none', 'stats'], "'none' is invalid"],
+    [['--minimum-pid', '-1', 'stats'], "'-1' is invalid"],
+    [['--timeout', '5', 'stats'], 'It must be a duration'],
+    [['--timeout', '1000h', 'stats'], 'at most 596h'],
+  ])('%j', async (args, message) => {
+    const { code, stdout, stderr } = await call(args);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+    expect(stderr).toMatch(/^lightningstream: .* \(see lightningstream help\)\n$/);
+    expect(stderr).toContain(message);
+  });
+});
+
+describe('without a configuration', () => {
+  test.each([[[]], [['help']], [['--help']], [['sync', '--help']], [['help', 'receive']]])(
+    '%j shows help',
+    async (args) => {
+      const { code, stdout, stderr } = await call(args);
+      expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+      expect(stdout).toMatch(/^Usage: lightningstream /);
+    },
+  );
+
+  test('every command has its own description and flags', () => {
+    const nothing = () => Promise.resolve();
+    const names: string[] = [];
+    const walk = (command: Command, path: string): void => {
+      for (const child of command.commands) {
+        names.push(`${path}${child.name()}`);
+        expect(child.description()).not.toBe('');
+        for (const option of child.options) expect(option.description).not.toBe('');
+        walk(child, `${path}${child.name()} `);
+      }
+    };
+    walk(createProgram({ plain: nothing, configured: nothing }), '');
+    expect(names).toEqual([
+      'sync',
+      'receive',
+      'snapshots',
+      'snapshots list',
+      'snapshots get',
+      'snapshots put',
+      'snapshots remove',
+      'stats',
+      'version',
+    ]);
+  });
+
+  test('version', async () => {
+    const text = await call(['version']);
+    const json = JSON.parse((await call(['version', '--json'])).stdout) as Record<string, string>;
+    const declared = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+      version: string;
+    };
+    expect(json).toMatchObject({ version: declared.version, node: process.versions.node });
+    expect(json['lmdb']).toContain('0.9.24');
+    expect(text.stdout.split('\n')).toEqual(
+      expect.arrayContaining([declared.version, `node ${process.versions.node}`]),
+    );
+  });
+});
+
+describe('global flags', () => {
+  test('stand before or after the command', async () => {
+    await using dir = await tempDir();
+    const file = configure(dir);
+    const flags = ['-c', file, '-i', 'me', '--log-level', 'ERROR', '--log-config'];
+    const before = await call([...flags, 'snapshots', 'list']);
+    const after = await call(['snapshots', 'list', ...flags]);
+    const between = await call(['snapshots', ...flags, 'list', '-l']);
+    for (const { code, stdout } of [before, after, between]) {
+      expect(code).toBe(0);
+      expect(stdout).toContain('instance: me\n');
+      expect(stdout).toContain('log:\n  level: error\n');
+    }
+  });
+
+  test('--debug wins over --log-level, an empty -i is none', async () => {
+    await using dir = await tempDir();
+    const file = configure(dir, 'instance: file\n');
+    const { stdout } = await call(['-c', file, '--debug', '--log-level', 'error', '-i', '', '--log-config']);
+    expect(stdout).toContain('level: debug\n');
+    expect(stdout).toContain('instance: file\n');
+  });
+
+  test('complaints are a line each, with the file', async () => {
+    await using dir = await tempDir();
+    const file = configure(dir, 'a: 1\nb: 2\n');
+    const { code, stderr } = await call(['-c', file, 'stats']);
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: `lightningstream: ${file}:4:1: a: unknown key\nlightningstream: ${file}:5:1: b: unknown key\n`,
+    });
+  });
+
+  test('--timeout ends a waiting daemon with 75', async () => {
+    await using dir = await tempDir();
+    const args = ['-c', configure(dir), 'sync', '--wait-for-marker-file', 'never', '--timeout', '200ms'];
+    const started = performance.now();
+    const { code, stderr } = await call(args);
+    expect({ code, last: stderr.trimEnd().split('\n').at(-1) }).toEqual({
+      code: 75,
+      last: 'lightningstream: not done after 200ms (--timeout)',
+    });
+    expect(performance.now() - started).toBeGreaterThan(190);
+  });
+
+  test('a command that is done in time does not wait for it', async () => {
+    await using dir = await tempDir();
+    const { code } = await call(['-c', configure(dir), 'snapshots', 'list', '--timeout', '1h']);
+    expect(code).toBe(0);
+  });
+
+  test('the signal ends a daemon with 0', async () => {
+    await using dir = await tempDir();
+    const controller = new AbortController();
+    const io = capture({}, { signal: controller.signal });
+    const done = run(['-c', configure(dir), 'receive', '--wait-for-marker-file', 'never'], io);
+    await until(() => io.err().includes('never'), { what: 'the daemon waits' });
+    controller.abort();
+    expect(await done).toBe(EXIT.done);
+  });
+
+  test('an unknown LMDB is a usage error', async () => {
+    await using dir = await tempDir();
+    const { code, stderr } = await call(['-c', configure(dir), 'sync', '--only-once', '--only-db', 'man']);
+    expect({ code, stderr }).toEqual({
+      code: 2,
+      stderr: 'lightningstream: --only-db man: no such database; lmdbs has main\n',
+    });
+  });
+});
+
+describe('features that are not built yet', () => {
+  const refused = async (args: readonly string[], more: string, storage?: string) => {
+    await using dir = await tempDir();
+    const file = storage === undefined ? configure(dir, more) : configure(dir, more, storage);
+    const { code, stderr } = await call(['-c', file, ...args]);
+    expect(existsSync(dir.join('storage'))).toBe(false);
+    return {
+      code,
+      keys: stderr
+        .split('\n')
+        .flatMap(
+          (line) =>
+            /^lightningstream: .*\.yaml: ([\w.]+): .* is not built yet in this version: /.exec(line)?.[1] ??
+            [],
+        ),
+    };
+  };
+
+  test.each([
+    ['sweeper: {enabled: true}', undefined, ['sweeper.enabled']],
+    [
+      '',
+      '{type: s3, options: {use_update_marker: yes}}',
+      ['storage.type', 'storage.options.use_update_marker'],
+    ],
+    ['', '{type: azure}', ['storage.type']],
+    ['', '{type: fs, cleanup: {enabled: true}}', ['storage.cleanup.enabled']],
+  ])('%s %s', async (more, storage, keys) => {
+    expect(await refused(['sync'], more, storage)).toEqual({ code: 1, keys });
+  });
+
+  test('of an LMDB, unless it is left out', async () => {
+    await using dir = await tempDir();
+    const file = dir.join('ls.yaml');
+    writeFileSync(
+      file,
+      'lmdbs:\n  a: {path: /nonexistent/a}\n  b: {path: /nonexistent/b, dupsort_hack: true}\nstorage: {type: memory}\n',
+    );
+    const { code, stderr } = await call(['-c', file, 'sync', '--only-once']);
+    expect(code).toBe(1);
+    expect(stderr.match(/lmdbs\.[\w.]+/g)).toEqual([
+      'lmdbs.a.schema_tracks_changes',
+      'lmdbs.b.schema_tracks_changes',
+      'lmdbs.b.dupsort_hack',
+    ]);
+    const onlyA = await call(['-c', file, 'sync', '--only-once', '--only-db', 'a']);
+    expect(onlyA.stderr.match(/lmdbs\.[\w.]+/g)).toEqual(['lmdbs.a.schema_tracks_changes']);
+  });
+
+  test('receive cleans nothing, so it does not mind', async () => {
+    await using dir = await tempDir();
+    const storage = `{type: fs, options: {root_path: ${dir.join('storage')}}, cleanup: {enabled: true}}`;
+    const { code, stderr } = await call(['-c', configure(dir, '', storage), 'receive', '--only-once']);
+    expect(code).toBe(0);
+    expect(stderr).not.toContain('not built');
+  });
+
+  test('do not hinder a check of the configuration', async () => {
+    await using dir = await tempDir();
+    const { code } = await call(['-c', configure(dir, 'sweeper: {enabled: true}\n'), '--log-config']);
+    expect(code).toBe(0);
+  });
+});
+
+describe('snapshots', () => {
+  const older = 'main__b__20240101-000000-000000000__GX.pb.gz';
+  const newer = 'main__a__20250101-000000-000000000__GX.pb.gz';
+  const content = Buffer.from([0x1f, 0x8b, 0, 255, 10, 13]);
+
+  test('put, list, get, remove', async () => {
+    await using dir = await tempDir();
+    const file = configure(dir);
+    const local = dir.join('local');
+    writeFileSync(local, content);
+    const snapshots = (...args: string[]) => call(['-c', file, 'snapshots', ...args]);
+
+    expect((await snapshots('put', local, '-n', older)).code).toBe(0);
+    expect((await snapshots('put', local, '--name', newer)).code).toBe(0);
+    const forced = await snapshots('put', local, '--force');
+    expect(forced.code).toBe(0);
+    expect(forced.stderr).toContain('no instance will load it');
+
+    expect((await snapshots('list')).stdout).toBe(`local\n${newer}\n${older}\n`);
+    expect((await snapshots('list', '-t')).stdout).toBe(`local\n${older}\n${newer}\n`);
+    expect((await snapshots('list', '-p', 'main__a')).stdout).toBe(`${newer}\n`);
+    expect((await snapshots('list', '-lt', '--prefix', 'main')).stdout).toBe(
+      `           6\t${older}\n           6\t${newer}\n`,
+    );
+
+    expect((await snapshots('get', older, '-o', dir.join('copy'))).code).toBe(0);
+    expect(readFileSync(dir.join('copy'))).toEqual(content);
+    expect((await snapshots('get', older, '-o', '-')).bytes).toEqual(content);
+    expect(readdirSync(dir.path).filter((name) => name.includes('get'))).toEqual([]);
+
+    expect((await snapshots('remove', older)).code).toBe(0);
+    expect((await snapshots('remove', older)).code).toBe(0);
+    expect((await snapshots('list')).stdout).toBe(`local\n${newer}\n`);
+    const missing = await snapshots('get', older, '-o', dir.join('none'));
+    expect(missing.code).toBe(1);
+    expect(missing.stderr).toMatch(/^lightningstream: .*\n$/);
+    expect(missing.stderr).toContain(older);
+    expect(existsSync(dir.join('none'))).toBe(false);
+  });
+
+  test('what is refused', async () => {
+    await using dir = await tempDir();
+    const file = configure(dir);
+    writeFileSync(dir.join('local'), content);
+    const expectRefused = async (code: number, text: string, args: readonly string[], isTTY = false) => {
+      const result = await call(['-c', file, 'snapshots', ...args], {}, { isTTY });
+      expect({ code: result.code, stdout: result.stdout }).toEqual({ code, stdout: '' });
+      expect(result.stderr).toMatch(/^lightningstream: .*\n$/);
+      expect(result.stderr).toContain(text);
+    };
+    await expectRefused(2, 'not for a terminal', ['get', older, '-o', '-'], true);
+    await expectRefused(2, 'say with -o', ['get', 'a/b']);
+    await expectRefused(2, 'with -n NAME', ['put', dir.join('local')]);
+    await expectRefused(1, 'ENOENT', ['put', dir.join('absent'), '-n', older]);
+    await expectRefused(2, 'not a regular file', ['put', dir.path, '-n', older]);
+    expect((await call(['-c', file, 'snapshots', 'list'])).stdout).toBe('');
+  });
+});
+
+test('stats says what it cannot read, and creates nothing', async () => {
+  await using dir = await tempDir();
+  const { code, stdout, stderr } = await call(['-c', configure(dir), 'stats']);
+  expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+  expect(stderr).toMatch(/^lightningstream: lmdbs\.main: .+\n$/);
+  expect(existsSync(dir.join('main'))).toBe(false);
+});
+
+describe('--minimum-pid', () => {
+  const self = (pid: number, script: string, env: Record<string, string> = {}) => ({
+    pid,
+    execPath: process.execPath,
+    args: ['-e', script],
+    env: { ...process.env, ...env },
+    on: () => undefined,
+    off: () => undefined,
+  });
+
+  test('a process with a low id lets another one work', async () => {
+    const { logger, text } = recordLog();
+    const script = 'process.exit(process.env.LIGHTNINGSTREAM_NO_PID_CHECK === "1" ? 7 : 8)';
+    expect(await ensureMinimumPid(5, logger, self(1, script))).toBe(7);
+    expect(await ensureMinimumPid(5, logger, self(1, 'process.kill(process.pid, "SIGKILL")'))).toBe(137);
+    expect(text()).toContain('Spawning processes');
+  });
+
+  test('a process with a high id works itself', async () => {
+    const { logger, text } = recordLog();
+    expect(await ensureMinimumPid(5, logger, self(5, ''))).toBeUndefined();
+    expect(await ensureMinimumPid(1000, logger, self(200, ''))).toBeUndefined();
+    expect(text()).toContain('Adjusted minimum PID to limit');
+    expect(
+      await ensureMinimumPid(5, logger, self(1, '', { LIGHTNINGSTREAM_NO_PID_CHECK: '1' })),
+    ).toBeUndefined();
+    expect(text()).toContain('does not satisfy minimum');
+  });
+
+  // A user namespace lets anybody have one, where the system allows that.
+  const unshare = [
+    '--pid',
+    '--fork',
+    '--mount-proc',
+    ...(process.getuid?.() === 0 ? [] : ['--user', '--map-root-user']),
+  ];
+  const allowed = spawnSync('unshare', [...unshare, 'true']).status === 0;
+
+  test.skipIf(!allowed)('in a pid namespace of its own', async () => {
+    await using dir = await tempDir();
+    const main = join(import.meta.dirname, '../../src/main.ts');
+    const inside = `"$0" "$1" -c "$2" --minimum-pid 60 --log-format json snapshots list`;
+    const args = [...unshare, 'sh', '-c', `${inside}; exit $?`, process.execPath, main, configure(dir)];
+    const output = execFileSync('sh', ['-c', 'unshare "$@" 2>&1', 'sh', ...args], { encoding: 'utf8' });
+    expect(output).toMatch(/"minimum_pid":60.*Spawning processes/);
+    expect(output).not.toContain('does not satisfy');
+  });
+});
+
+describe('launcher', () => {
+  const checkout = async () => {
+    const dir = await tempDir();
+    for (const name of ['bin', 'dist', 'native/addon', 'path'])
+      mkdirSync(dir.join(name), { recursive: true });
+    copyFileSync(launcher, dir.join('bin/lightningstream'));
+    writeFileSync(dir.join('dist/main.js'), 'console.log(JSON.stringify(process.argv.slice(2)))');
+    writeFileSync(dir.join('native/addon/lightningstream.node'), '');
+    return dir;
+  };
+  const launch = (program: string, path: string, ...args: string[]) => {
+    try {
+      const stdout = execFileSync(program, args, {
+        encoding: 'utf8',
+        stdio: 'pipe',
+        env: { PATH: `${path}:/usr/bin:/bin` },
+      });
+      return { code: 0, stdout, stderr: '' };
+    } catch (error) {
+      const { status, stdout, stderr } = error as { status: number; stdout: string; stderr: string };
+      return { code: status, stdout, stderr };
+    }
+  };
+  const executable = (file: string, script: string): void => {
+    writeFileSync(file, `#!/bin/sh\n${script}\n`);
+    chmodSync(file, 0o755);
+  };
+
+  test('runs through links, with the arguments as they are', async () => {
+    await using dir = await checkout();
+    executable(dir.join('path/node'), `exec "${process.execPath}" "$@"`);
+    symlinkSync('../bin/lightningstream', dir.join('path/relative'));
+    symlinkSync(dir.join('path/relative'), dir.join('absolute'));
+    const { stdout } = launch(dir.join('absolute'), dir.join('path'), 'a b', '', '$x');
+    expect(JSON.parse(stdout)).toEqual(['a b', '', '$x']);
+  });
+
+  test('refuses an old Node.js', async () => {
+    await using dir = await checkout();
+    executable(dir.join('path/node'), 'echo 20');
+    const { code, stderr } = launch(dir.join('bin/lightningstream'), dir.join('path'));
+    expect(code).toBe(1);
+    expect(stderr).toMatch(
+      /^lightningstream: .*is Node\.js 20, 24 or later is needed: run 'make build' in .*\n$/,
+    );
+  });
+
+  test.each(['dist/main.js', 'native/addon/lightningstream.node'])(
+    'says what to do without %s',
+    async (part) => {
+      await using dir = await checkout();
+      executable(dir.join('path/node'), `exec "${process.execPath}" "$@"`);
+      execFileSync('rm', [dir.join(part)]);
+      const { code, stderr } = launch(dir.join('bin/lightningstream'), dir.join('path'));
+      expect({ code, stderr }).toEqual({
+        code: 1,
+        stderr: `lightningstream: ${part} is missing: run 'make build' in ${dir.path}\n`,
+      });
+    },
+  );
+});
