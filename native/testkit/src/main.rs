@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | put | dbi, key, value, timestamp? | transactionId |
 //! | delete | dbi, key, timestamp? | transactionId |
+//! | update | entries: [{dbi, key, value, deleted?, timestamp}] | transactionId, applied |
 //! | raw | dbi, key, value (stored bytes, header included), flags? | transactionId |
 //! | get | dbi, key | found, value, timestamp, deleted |
 //! | dump | | dbis: {name: {key: {value, timestamp, deleted}}} |
@@ -47,6 +48,10 @@ enum Request {
         key: String,
         timestamp: Option<String>,
     },
+    /// One transaction; like PowerDNS, it never replaces a record by an older one. Of equally old ones the last writer rule decides.
+    Update {
+        entries: Vec<Update>,
+    },
     Raw {
         dbi: String,
         key: String,
@@ -73,6 +78,17 @@ enum Request {
     },
     Lock,
     Unlock,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Update {
+    dbi: String,
+    key: String,
+    value: String,
+    #[serde(default)]
+    deleted: bool,
+    timestamp: String,
 }
 
 fn main() {
@@ -147,6 +163,7 @@ fn serve(env: &Environment, request: Request) -> Result<Value> {
                 Ok(())
             })
         }
+        Request::Update { entries } => update(env, &entries),
         Request::Raw { dbi, key, value, flags } => write(env, &dbi, flags.unwrap_or(0), &bytes(&key)?, |_, out| {
             *out = bytes(&value)?;
             Ok(())
@@ -179,6 +196,36 @@ fn write(
     txn.cursor(handle)?.put(key, &stored, false)?;
     txn.commit()?;
     Ok(json!({ "transactionId": id.to_string() }))
+}
+
+fn update(env: &Environment, entries: &[Update]) -> Result<Value> {
+    let mut txn = env.write(true, &Cancel::new())?;
+    let id = txn.id();
+    let (mut applied, mut stored) = (0, Vec::new());
+    for Update { dbi, key, value, deleted, timestamp } in entries {
+        let (key, value, timestamp) = (bytes(key)?, bytes(value)?, time(Some(timestamp.clone()))?);
+        let handle = match txn.dbi(dbi)? {
+            Some(handle) => handle,
+            None => txn.create_dbi(dbi, 0)?,
+        };
+        let mut cursor = txn.cursor(handle)?;
+        let wins = match cursor.find(&key, false)? {
+            None => true,
+            Some(old) => {
+                let old = header::parse(old)?;
+                // Newest first, then the lower value, then a deletion before an empty value.
+                let rank = |timestamp, value, live| (std::cmp::Reverse(timestamp), value, live);
+                rank(timestamp, value.as_slice(), !deleted) < rank(old.timestamp, old.value, !old.is_deleted())
+            }
+        };
+        if wins {
+            header::build(&mut stored, timestamp, id, if *deleted { FLAG_DELETED } else { 0 }, &value, false);
+            cursor.put(&key, &stored, false)?;
+            applied += 1;
+        }
+    }
+    txn.commit()?;
+    Ok(json!({ "transactionId": id.to_string(), "applied": applied }))
 }
 
 fn get(env: &Environment, dbi: &str, key: &[u8]) -> Result<Value> {
