@@ -101,16 +101,28 @@ export class Publisher {
   }
 
   /**
-   * Takes a snapshot and begins to store it. Returns the id of the transaction that it shows; undefined when the storage had
+   * Takes a snapshot and begins to store it. Returns the id of the transaction that it shows. Undefined when the storage had
    * no place for it, which is a failed attempt like any other. Throws what is wrong with the LMDB or the spool.
+   *
+   * One that shows nothing newer than `newerThan` is not stored: LastTxnID counts a commit a moment before readers see it (the
+   * meta page is written, then its id in the lock file, where new readers look; a writer killed in between leaves it so).
    */
-  async publish(env: Environment, signal: AbortSignal): Promise<bigint | undefined> {
+  async publish(env: Environment, newerThan: bigint, signal: AbortSignal): Promise<bigint | undefined> {
     await this.#discard();
     const dumped = await this.#dump(env, signal);
     if (dumped === undefined) return undefined;
     this.#pending = dumped;
-    this.retry(signal);
-    return dumped.result.transactionId;
+    const { transactionId } = dumped.result;
+    if (transactionId > newerThan) {
+      const { database: lmdb, metrics } = this.#o;
+      metrics.snapshotsGenerated.inc({ lmdb });
+      metrics.snapshotsGeneratedLastUnixSeconds.set({ lmdb }, Number(dumped.result.timestampNano) / 1e9);
+      metrics.snapshotsGeneratedLastSizeBytes.set({ lmdb }, dumped.result.compressedBytes);
+      this.retry(signal);
+    } else {
+      await this.#discard();
+    }
+    return transactionId;
   }
 
   /** Begins to store the pending snapshot again. */
@@ -137,7 +149,7 @@ export class Publisher {
   }
 
   async #dump(env: Environment, signal: AbortSignal): Promise<Dumped | undefined> {
-    const { database, instance, hostname, storage, spool, metrics, clock } = this.#o;
+    const { database, instance, hostname, storage, spool, clock } = this.#o;
     const fromMs = clock.monotonicMs();
     const now = clock.wallNano();
     const name = (timestamp: bigint): string => buildSnapshotName({ database, instance, timestamp });
@@ -166,9 +178,6 @@ export class Publisher {
       });
       const parsed = parseSnapshotName(name(result.timestampNano));
       if (parsed === undefined) throw new Error(`snapshot time ${result.timestampNano} makes no name`);
-      metrics.snapshotsGenerated.inc({ lmdb: database });
-      metrics.snapshotsGeneratedLastUnixSeconds.set({ lmdb: database }, Number(result.timestampNano) / 1e9);
-      metrics.snapshotsGeneratedLastSizeBytes.set({ lmdb: database }, result.compressedBytes);
       const dumped = { name: parsed, path, result, fromMs };
       path = undefined;
       return dumped;

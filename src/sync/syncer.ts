@@ -54,6 +54,8 @@ interface State {
   lastSnapshotMs: number;
   /** Rate limit: no snapshot is taken before. */
   publishNotBeforeMs: number;
+  /** How often in a row a snapshot was taken before the commit that caused it was visible. */
+  tooEarly: number;
   mergeFault: Fault | undefined;
   publishFault: Fault | undefined;
   /** Somebody else uploads under our name; nothing is uploaded until this moment. */
@@ -200,6 +202,7 @@ export class Syncer {
       waitingFor: new Set(),
       lastSnapshotMs: now,
       publishNotBeforeMs: now,
+      tooEarly: 0,
       mergeFault: undefined,
       publishFault: undefined,
       duplicateUntilMs: undefined,
@@ -231,7 +234,7 @@ export class Syncer {
       await receiver.close();
       unregister();
       this.#session = undefined;
-      await env.close();
+      await env.close().catch((error: unknown) => this.#log.warning('Closing the LMDB failed', { error }));
     }
   }
 
@@ -425,26 +428,30 @@ export class Syncer {
       if (!this.#mayRetry(state.publishFault, env)) return Infinity;
       this.#phase = 'publishing';
       if (overdue && !changed) this.#log.info('Snapshot overdue, forcing one');
+      let waitMs = config.lmdbPollIntervalMs;
       try {
-        const txnId = await publisher.publish(env, signal);
+        const anyway = overdue || publisher.phase === 'failed';
+        const txnId = await publisher.publish(env, anyway ? 0n : state.lastSyncedTxnId, signal);
         if (txnId !== undefined) {
-          state.lastSyncedTxnId = txnId;
-          state.lastSnapshotMs = clock.monotonicMs();
           if (state.publishFault !== undefined) this.#log.info('Taking snapshots works again');
           state.publishFault = undefined;
+          if (anyway || txnId > state.lastSyncedTxnId) {
+            state.lastSyncedTxnId = txnId;
+            state.lastSnapshotMs = clock.monotonicMs();
+            state.tooEarly = 0;
+          } else {
+            // The commit is not visible yet; it mostly is a few ms later.
+            waitMs = Math.min(waitMs, 2 ** ++state.tooEarly);
+          }
         }
       } catch (error) {
         signal.throwIfAborted();
         if (errorCode(error) === undefined || config.onlyOnce) throw error;
-        state.publishFault = this.#fault(
-          env,
-          state.publishFault,
-          `no snapshot can be taken: ${errorMessage(error)}`,
-          error,
-        );
+        const text = `no snapshot can be taken: ${errorMessage(error)}`;
+        state.publishFault = this.#fault(env, state.publishFault, text, error);
       }
       this.#judge();
-      state.publishNotBeforeMs = clock.monotonicMs() + config.lmdbPollIntervalMs;
+      state.publishNotBeforeMs = clock.monotonicMs() + waitMs;
     }
     if (config.onlyOnce) await publisher.settled();
     return Infinity;

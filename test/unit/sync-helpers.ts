@@ -65,14 +65,14 @@ export class TroubledStorage implements Storage {
 
   async load(object: string, toPath: string, options: CallOptions): Promise<number> {
     this.calls.push(`load ${object}`);
-    await this.gate.load;
+    await passed(this.gate.load, options.signal);
     if (this.failure.load !== undefined) throw this.failure.load;
     return this.#inner.load(object, toPath, options);
   }
 
   async store(object: string, fromPath: string, options: CallOptions): Promise<void> {
     this.calls.push(`store ${object}`);
-    await this.gate.store;
+    await passed(this.gate.store, options.signal);
     if (this.failure.store !== undefined) throw this.failure.store;
     await this.#inner.store(object, fromPath, options);
   }
@@ -84,6 +84,15 @@ export class TroubledStorage implements Storage {
   close(): Promise<void> {
     return this.#inner.close();
   }
+}
+
+/** The end of the gate's promise, or of the signal. */
+async function passed(gate: Promise<void> | undefined, signal: AbortSignal): Promise<void> {
+  if (gate === undefined) return;
+  const aborted = new Promise<never>((_, reject) =>
+    signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }),
+  );
+  await Promise.race([gate, aborted]);
 }
 
 /** What a syncer or a receiver needs around it, with a storage in memory. */

@@ -1,0 +1,215 @@
+import { readdir, writeFile } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { UsageError } from '../../src/errors.ts';
+import { loadNative } from '../../src/native/index.ts';
+import { createHealth } from '../../src/observability/health.ts';
+import { createLogger } from '../../src/observability/logger.ts';
+import { createMetrics } from '../../src/observability/metrics.ts';
+import { FsStorage } from '../../src/storage/fs.ts';
+import type { Storage } from '../../src/storage/storage.ts';
+import { type DaemonOptions, runDaemon } from '../../src/sync/daemon.ts';
+import { freePort, type TempDir, tempDir, until } from '../helpers/process.ts';
+import { Testkit } from '../helpers/testkit.ts';
+import { config } from './sync-helpers.ts';
+
+const native = loadNative();
+let dir: TempDir;
+let output: string;
+let abort: AbortController;
+let ended: Promise<unknown>[];
+let closing: AsyncDisposable[];
+
+beforeEach(async () => {
+  dir = await tempDir();
+  output = '';
+  abort = new AbortController();
+  ended = [];
+  closing = [];
+});
+
+afterEach(async () => {
+  abort.abort(new Error('the test is over'));
+  await Promise.allSettled(ended);
+  for (const each of closing) await each[Symbol.asyncDispose]();
+  await dir[Symbol.asyncDispose]();
+});
+
+function application(lmdb: string): Testkit {
+  const app = new Testkit(dir.join(lmdb), { mapSizeBytes: 1 << 20 });
+  closing.push(app);
+  return app;
+}
+
+async function openStorage(): Promise<Storage> {
+  const { logger } = log();
+  const tryLock = (path: string) => native.tryLock(path);
+  const storage = await FsStorage.open({ rootPath: dir.join('storage'), tryLock, logger });
+  closing.push({ [Symbol.asyncDispose]: () => storage.close() });
+  return storage;
+}
+
+function log() {
+  const write = (text: string) => (output += text);
+  return { logger: createLogger({ level: 'debug', format: 'logfmt', timestamp: 'disable' }, { write }) };
+}
+
+const lmdb = (at: string): string =>
+  `{path: ${dir.join(at)}, schema_tracks_changes: true, options: {create: true, map_size: 1MB}}`;
+
+/** Runs a daemon with databases `main` (and others given) and its own spool. */
+async function run(
+  extra: string,
+  options: Partial<DaemonOptions> = {},
+  lmdbs = `main: ${lmdb('main')}`,
+): Promise<number> {
+  const running = runDaemon({
+    config: config(`spool_dir: ${dir.join('spool')}\n${extra}`, lmdbs),
+    mode: 'sync',
+    onlyDbs: [],
+    native,
+    storage: await openStorage(),
+    metrics: createMetrics({ scrapeSmaps: false }),
+    health: createHealth(Date.now),
+    signal: abort.signal,
+    ...log(),
+    ...options,
+  });
+  ended.push(running);
+  return running;
+}
+
+const objects = async (): Promise<string[]> =>
+  (await readdir(dir.join('storage')).catch(() => [])).filter((each) => !each.endsWith('.tmp')).sort();
+
+async function put(object: string, content: Uint8Array | string): Promise<void> {
+  const storage = await openStorage();
+  await writeFile(dir.join('source'), content);
+  await storage.store(object, dir.join('source'), { signal: abort.signal });
+}
+
+describe('runDaemon', () => {
+  it('runs one syncer for each LMDB, and leaves nothing in the spool', async () => {
+    await application('main').put('data', 'k', 'v');
+    await application('other').put('data', 'k', 'v');
+    expect(await run('only_once: true', {}, `main: ${lmdb('main')}, other: ${lmdb('other')}`)).toBe(0);
+    expect((await objects()).map((each) => each.split('__').slice(0, 2))).toEqual([
+      ['main', 'self'],
+      ['other', 'self'],
+    ]);
+    expect(await readdir(dir.join('spool'))).toEqual([]);
+    expect((await readdir(dir.join('storage'))).filter((each) => each.endsWith('.tmp'))).toEqual([]);
+  });
+
+  it('works on the databases of --only-db alone', async () => {
+    await application('main').put('data', 'k', 'v');
+    await application('other').put('data', 'k', 'v');
+    const lmdbs = `main: ${lmdb('main')}, other: ${lmdb('other')}`;
+    expect(await run('only_once: true', { onlyDbs: ['other'] }, lmdbs)).toBe(0);
+    expect((await objects()).map((each) => each.split('__')[0])).toEqual(['other']);
+  });
+
+  it('refuses a database that is not configured', async () => {
+    await expect(run('', { onlyDbs: ['nosuch'] })).rejects.toThrow(UsageError);
+    await expect(run('', { onlyDbs: ['nosuch'] })).rejects.toThrow(/nosuch.*main/);
+  });
+
+  it('goes on with the other databases when one cannot be opened', async () => {
+    await application('main').put('data', 'k', 'v');
+    const health = createHealth(Date.now);
+    const running = run(
+      '',
+      { health },
+      `bad: {path: ${dir.join('nosuch')}, schema_tracks_changes: true}, main: ${lmdb('main')}`,
+    );
+    await until(async () => (await objects()).length === 1, { what: 'a snapshot of main' });
+    expect(Object.keys(health.report().failures)).toEqual(['bad_local_fault']);
+    await application('main').put('data', 'k', 'changed');
+    await until(async () => (await objects()).length === 2, { what: 'a second snapshot of main' });
+    abort.abort(new Error('the end'));
+    expect(await running).toBe(0);
+  });
+
+  it('gives exit code 1 when only-once failed for one of them', async () => {
+    await application('main').put('data', 'k', 'v');
+    const lmdbs = `bad: {path: ${dir.join('nosuch')}, schema_tracks_changes: true}, main: ${lmdb('main')}`;
+    expect(await run('only_once: true', {}, lmdbs)).toBe(1);
+    expect(await objects()).toHaveLength(1);
+  });
+
+  it('waits for the marker file before anything else', async () => {
+    await application('main').put('data', 'k', 'v');
+    const running = run('only_once: true', { waitForMarkerFile: 'go' });
+    await until(() => output.includes('is not there yet'), { what: 'it waits' });
+    await put('gone', 'a longer name is another object');
+    expect(output).not.toContain('Env info');
+    await put('go', '');
+    expect(await running).toBe(0);
+    expect((await objects()).filter((each) => each.startsWith('main__'))).toHaveLength(1);
+  });
+
+  it('ends with 0 when the signal comes while it waits for the marker file', async () => {
+    const running = run('', { waitForMarkerFile: 'go' });
+    await until(() => output.includes('is not there yet'), { what: 'it waits' });
+    abort.abort(new Error('the end'));
+    expect(await running).toBe(0);
+    expect(await readdir(dir.join('spool'))).toEqual([]);
+  });
+
+  it('serves health, metrics and status while it runs', async () => {
+    await application('main').put('data', 'k', 'v');
+    const port = await freePort();
+    const running = run(`http: {address: "127.0.0.1:${port}"}`);
+    const get = async (path: string) => (await fetch(`http://127.0.0.1:${port}${path}`)).text();
+    await until(async () => (await get('/healthz')).includes('"startup_main":true'), {
+      what: 'the start is over',
+    });
+    const health = JSON.parse(await get('/healthz')) as { ok: boolean; metadata: Record<string, unknown> };
+    expect(health.ok).toBe(true);
+    expect(health.metadata).toMatchObject({
+      hostname: expect.any(String) as string,
+      version: expect.any(String) as string,
+    });
+    expect(await get('/metrics')).toContain('lmdb_env_last_tnx_id{lmdb="main"} 1');
+    const page = await get('/');
+    expect(page).toContain('main__self__');
+    expect(await get('/storage')).toContain('main__self__');
+    abort.abort(new Error('the end'));
+    expect(await running).toBe(0);
+    await expect(get('/healthz')).rejects.toThrow('fetch failed');
+  });
+
+  it('serves nothing with only-once', async () => {
+    const other = createServer();
+    await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve));
+    try {
+      const { port } = other.address() as AddressInfo;
+      // Somebody else has the port: to serve would fail.
+      const http = `http: {address: "127.0.0.1:${port}"}`;
+      expect(await run(`only_once: true\n${http}`)).toBe(0);
+      await expect(run(http)).rejects.toMatchObject({ code: 'HTTP_ADDRESS' });
+      expect(await readdir(dir.join('spool'))).toEqual([]);
+    } finally {
+      other.close();
+    }
+  });
+
+  it('brings a change from one instance to another without waiting for a poll', async () => {
+    const a = application('a');
+    const b = application('b');
+    await a.put('data', 'k', '0');
+    // Only hints can be as fast; the regular looks at the storage come once an hour.
+    const slow = 'storage_poll_interval: 1h\nlmdb_poll_interval: 100ms\nstorage_force_snapshot_interval: 0\n';
+    void run(`instance: a\n${slow}`, {}, `main: ${lmdb('a')}`);
+    void run(`instance: b\n${slow}`, {}, `main: ${lmdb('b')}`);
+    const arrives = (where: Testkit, value: string): Promise<unknown> =>
+      until(async () => (await where.get('data', 'k'))?.value === value, { what: value, intervalMs: 2 });
+    await arrives(b, '0');
+    for (const value of ['1', '2', '3']) {
+      await a.put('data', 'k', `${value} of a`);
+      await arrives(b, `${value} of a`);
+      await b.put('data', 'k', `${value} of b`);
+      await arrives(a, `${value} of b`);
+    }
+  });
+});
