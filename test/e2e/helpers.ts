@@ -301,6 +301,13 @@ export function objectName(
   return `${database}__${instance}__${formatNameTimestamp(timestampNano)}__GX.pb.gz`;
 }
 
+/** Lets a daemon that runs as `nobody` use everything of this instance. */
+export async function openToNobody({ storagePath }: Cluster, instance: Instance): Promise<void> {
+  const { directory, spoolPath, lmdbPath } = instance;
+  for (const path of [storagePath, directory, spoolPath]) await chmod(path, 0o777);
+  for (const path of [lmdbPath, `${lmdbPath}-lock`]) await chmod(path, 0o666);
+}
+
 /** Files below the spool directory, `lock` files excluded. */
 export function spoolFiles(instance: Instance): string[] {
   return readdirSync(instance.spoolPath, { recursive: true, withFileTypes: true })

@@ -5,6 +5,7 @@
  * process (one process must not open an environment twice), and the lock file is removed afterwards.
  */
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
@@ -62,6 +63,27 @@ export async function writeLmdb(
   options: LmdbFileOptions = {},
 ): Promise<void> {
   await call({ op: 'write', module: nodeLmdb(), path, noSubdir: options.noSubdir ?? false, ...write });
+}
+
+/**
+ * Keeps the environment open, in a child process, until disposed of: to everybody else, who knows only LMDB 0.9.x, its lock file then is
+ * that of another version.
+ */
+export async function holdLmdb(path: string, options: LmdbFileOptions = {}): Promise<AsyncDisposable> {
+  const child = spawn(
+    process.execPath,
+    [join(import.meta.dirname, 'lmdb-hold-child.ts'), nodeLmdb(), path, String(options.noSubdir ?? false)],
+    { stdio: ['pipe', 'pipe', 'inherit'] },
+  );
+  const ended = new Promise<void>((resolve) => child.once('close', () => resolve()));
+  const opened = await Promise.race([once(child.stdout, 'data'), ended]);
+  if (opened === undefined) throw new Error(`node-lmdb could not open ${path}`);
+  return {
+    async [Symbol.asyncDispose]() {
+      child.stdin.end();
+      await ended;
+    },
+  };
 }
 
 /** False where no C++ compiler was there to build it: `describe.skipIf(!hasNodeLmdb())`. */

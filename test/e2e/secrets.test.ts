@@ -1,0 +1,87 @@
+/** Secrets of the configuration show up in no output of the program. */
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { cluster, DBI } from './helpers.ts';
+
+const secrets = {
+  access_key: 'AKIAPLANTEDACCESSKEY',
+  secret_key: 'planted/secret+key==',
+  account_key: 'cGxhbnRlZC1hY2NvdW50LWtleQ==',
+  password: 'planted-pass word',
+};
+const planted = [
+  ...Object.values(secrets),
+  'planted-url-password',
+  ...Object.values(secrets).map(encodeURIComponent),
+];
+
+function found(text: string): string[] {
+  return planted.filter((secret) => text.includes(secret));
+}
+
+describe('secrets in the configuration', () => {
+  const s3 = {
+    storage: {
+      type: 's3',
+      options: {
+        root_path: undefined,
+        access_key: secrets.access_key,
+        secret_key: secrets.secret_key,
+        bucket: 'b',
+        endpoint_url: 'https://user:planted-url-password@s3.example.org',
+      },
+    },
+  };
+
+  test('are masked by --log-config', async () => {
+    await using net = await cluster(1, s3);
+    const { code, stdout, stderr } = await net.instance('a').run({ args: ['--log-config'] });
+    expect(code).toBe(0);
+    expect(stdout).toContain('bucket');
+    expect(found(stdout + stderr)).toEqual([]);
+  });
+
+  test.each([['sync'], ['snapshots', 'list'], ['--debug', 'receive', '--only-once']])(
+    'are not in what `%s %s %s` says about a storage it cannot use',
+    async (...args) => {
+      await using net = await cluster(1, s3);
+      const { code, stdout, stderr } = await net.instance('a').run({ args });
+      expect(code).toBe(1);
+      expect(found(stdout + stderr)).toEqual([]);
+    },
+  );
+
+  test('are not in complaints about the configuration', async () => {
+    await using net = await cluster(1);
+    const a = net.instance('a');
+    const options = { ...secrets, root_path: net.storagePath };
+    for (const config of [
+      { storage: { options } },
+      { storage: { ...secrets } },
+      { storage: { options: secrets.secret_key } },
+    ]) {
+      const { code, stdout, stderr } = await a.run({ config });
+      expect(code).toBe(1);
+      expect(found(stdout + stderr)).toEqual([]);
+    }
+  });
+
+  test('are masked wherever they come up while a daemon runs: log, pages, errors', async () => {
+    await using net = await cluster(1);
+    const a = net.instance('a');
+    await a.app.put(DBI, 'key', 'value');
+    // A secret from the environment that is part of a path, too: it comes up in every message about the storage.
+    const options = { root_path: `${net.storagePath}/missing` };
+    await writeFile(join(net.storagePath, 'missing'), '');
+    const finished = await a.run({ config: { storage: { options } } });
+    expect(finished.code).toBe(1);
+    await a.start();
+    await a.ok();
+    const pages = await Promise.all(
+      ['/', '/healthz', '/metrics', '/storage', '/nothing'].map((path) => a.page(path)),
+    );
+    expect(pages.map(({ status }) => status)).toEqual([200, 200, 200, 200, 404]);
+    expect(found(pages.map(({ body }) => body).join('') + a.daemon.stderr())).toEqual([]);
+  });
+});
