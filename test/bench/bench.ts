@@ -162,7 +162,10 @@ function commandOf(dir: string, job: Job): Command {
   const config = join(dir, 'lightningstream.yaml');
   writeFileSync(
     config,
+    // The shortest intervals: what is measured is work, not waiting for the next look.
     `instance: ${job.instance}
+lmdb_poll_interval: 100ms
+storage_poll_interval: 100ms
 lmdbs:
   main:
     path: ${job.database}
