@@ -171,11 +171,11 @@ export function readObjects(path: string): Map<string, Buffer> {
   return new Map(filesBelow(path).map((name) => [name, readFileSync(join(path, name))]));
 }
 
-/** Relative names; nothing when the directory is not there. Lock files hold nothing. */
+/** Relative names; nothing when the directory is not there. */
 function filesBelow(path: string): readonly string[] {
   if (!existsSync(path)) return [];
   return readdirSync(path, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && !entry.name.endsWith('.lock'))
+    .filter((entry) => entry.isFile())
     .map((entry) => join(entry.parentPath, entry.name).slice(path.length + 1));
 }
 
