@@ -1,10 +1,10 @@
 /** An LMDB that cannot be used, wholly or in part: said clearly, the rest goes on, and so does this once it is put right. */
-import { chmod, chown, symlink } from 'node:fs/promises';
+import { chmod, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { hasNodeLmdb, holdLmdb, writeLmdb } from '../helpers/lmdb.ts';
 import { Testkit } from '../helpers/testkit.ts';
-import { cluster, DBI, type Instance, isRoot, objectName } from './helpers.ts';
+import { cluster, DBI, type Instance, objectName } from './helpers.ts';
 import { member, snapshot } from './snapshot-maker.ts';
 
 const KIB = 1024;
@@ -51,7 +51,6 @@ describe('an LMDB that cannot be opened', () => {
     await a.stopApp();
     const locked = [a.lmdbPath, `${a.lmdbPath}-lock`];
     for (const path of locked) await chmod(path, 0);
-    await giveToNobody([a.directory, a.spoolPath, net.storagePath]);
     await a.start({ unprivileged: true, config: withOther(a) });
     const { failures } = await a.healthy('unavailable', ({ httpStatus }) => httpStatus === 503);
     expect(Object.keys(failures)).toEqual(['main_local_fault']);
@@ -60,7 +59,6 @@ describe('an LMDB that cannot be opened', () => {
     expect(a.log().filter(({ level }) => level === 'error')).toHaveLength(1);
 
     for (const path of locked) await chmod(path, 0o600);
-    await giveToNobody(locked);
     await a.ok();
     await a.logged('Stored snapshot', ({ db }) => db === 'main');
   });
@@ -209,8 +207,3 @@ describe('an instance name that another live instance uses', () => {
     await Promise.all([a.ok(), twin.ok()]);
   });
 });
-
-async function giveToNobody(paths: readonly string[]): Promise<void> {
-  if (!isRoot) return;
-  for (const path of paths) await chown(path, 65534, 65534);
-}

@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { chmod, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { cluster, DBI, isRoot, objectName, openToNobody, spoolDirectories, spoolFiles } from './helpers.ts';
+import { cluster, DBI, isRoot, objectName, spoolDirectories, spoolFiles } from './helpers.ts';
 import { member, snapshot } from './snapshot-maker.ts';
 
 /** A failure shows at once as a warning and half a second later as a failure. */
@@ -61,7 +61,6 @@ describe('storage', () => {
       member(snapshot(DBI, [{ key: 'remote', value: 'r', timestampNano: 5n }])),
     );
     await a.app.put(DBI, 'local', 'l');
-    await openToNobody(net, a);
     await chmod(net.storagePath, 0o555);
     await a.start({ unprivileged: true });
     const { failures } = await a.healthy('unavailable', ({ httpStatus }) => httpStatus === 503);
@@ -71,7 +70,7 @@ describe('storage', () => {
     await a.has('remote', 'r');
     expect(await a.metric('lightningstream_syncer_snapshots_store_failed_attempts_total')).toBeGreaterThan(0);
 
-    await chmod(net.storagePath, 0o777);
+    await chmod(net.storagePath, 0o755);
     await a.ok();
     await a.logged('Stored snapshot');
     await a.stop();
@@ -148,8 +147,6 @@ describe('spool directory', () => {
     await using net = await cluster(1);
     const a = net.instance('a');
     await chmod(a.spoolPath, 0o555);
-    await chmod(a.directory, 0o777);
-    await chmod(net.storagePath, 0o777);
     const { code, stderr } = await a.run({ unprivileged: true });
     expect(code).toBe(1);
     const lines = stderr

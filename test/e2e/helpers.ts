@@ -7,7 +7,7 @@
  *     await net.instance('b').has('key', 'value');
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { chmod, rename, writeFile } from 'node:fs/promises';
+import { rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { formatNameTimestamp } from '../../src/snapshot/name.ts';
 import type { HealthReport } from '../../src/observability/health.ts';
@@ -26,6 +26,8 @@ import { Testkit, type TestkitOptions } from '../helpers/testkit.ts';
 
 /** The DBI that tests write to when it does not matter which. */
 export const DBI = 'records';
+/** What lets root pass over file modes. Without it, and being the owner, it is like everybody: no other user needs to get at the checkout. */
+const OVERRIDES = '-dac_override,-dac_read_search';
 export const isRoot = process.geteuid?.() === 0;
 
 type Settings = { readonly [key: string]: unknown };
@@ -41,7 +43,7 @@ export interface RunOptions {
   readonly config?: Settings;
   /** `sync` by default; with its flags. */
   readonly args?: readonly string[];
-  /** Runs as `nobody`, when the tests run as root: root is refused nothing. */
+  /** File modes apply to it, even when the tests run as root. */
   readonly unprivileged?: boolean;
   /** A command that runs the program given by its further arguments. */
   readonly wrapper?: readonly string[];
@@ -232,7 +234,7 @@ export class Instance implements AsyncDisposable {
     // YAML that needs no library of its own: JSON is a part of it.
     writeConfig(path, patched(this.#config, config));
     const dropped =
-      unprivileged && isRoot ? ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'] : [];
+      unprivileged && isRoot ? ['setpriv', `--bounding-set=${OVERRIDES}`, `--inh-caps=${OVERRIDES}`] : [];
     const [command = launcher, ...rest] = [...wrapper, ...dropped, launcher, '-c', path, ...args];
     return { command, args: rest, cwd: this.directory, env: { TMPDIR: this.spoolPath } };
   }
@@ -253,10 +255,8 @@ export interface Cluster extends AsyncDisposable {
 
 /** Instances `a`, `b`, … of one storage; `config` is merged into the configuration of all. */
 export async function cluster(names: number | readonly string[], config: Settings = {}): Promise<Cluster> {
-  const list = typeof names === 'number' ? [...'abcdefgh'.slice(0, names)] : names;
+  const list = typeof names === 'number' ? 'abcdefgh'.slice(0, names).split('') : names;
   const directory: TempDir = await tempDir('lightningstream-e2e-');
-  // What runs as nobody has to get in.
-  await chmod(directory.path, 0o755);
   const storagePath = directory.join('storage');
   mkdirSync(storagePath);
   const instances: Instance[] = [];
@@ -299,13 +299,6 @@ export function objectName(
 ): string {
   const { database = 'main', timestampNano = BigInt(Date.now()) * 1_000_000n } = options;
   return `${database}__${instance}__${formatNameTimestamp(timestampNano)}__GX.pb.gz`;
-}
-
-/** Lets a daemon that runs as `nobody` use everything of this instance. */
-export async function openToNobody({ storagePath }: Cluster, instance: Instance): Promise<void> {
-  const { directory, spoolPath, lmdbPath } = instance;
-  for (const path of [storagePath, directory, spoolPath]) await chmod(path, 0o777);
-  for (const path of [lmdbPath, `${lmdbPath}-lock`]) await chmod(path, 0o666);
 }
 
 /** Files below the spool directory, `lock` files excluded. */

@@ -6,15 +6,7 @@ import { spawnSync } from 'node:child_process';
 import { describe, expect, test } from 'vitest';
 import { until } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
-import {
-  cluster,
-  DBI,
-  type Instance,
-  isRoot,
-  openToNobody,
-  objectName,
-  spoolDirectories,
-} from './helpers.ts';
+import { cluster, DBI, type Instance, isRoot, objectName, spoolDirectories } from './helpers.ts';
 import { member, snapshot } from './snapshot-maker.ts';
 
 const ONCE = ['sync', '--only-once'];
@@ -60,7 +52,6 @@ describe('our own snapshots', () => {
     const ours = objectName('a', { timestampNano: 5_000_000_000n });
     await net.upload(ours, member(snapshot(DBI, [{ key: 'precious', value: 'data', timestampNano: 5n }])));
     await a.app.put(DBI, 'new', 'start');
-    await openToNobody(net, a);
     await chmod(join(net.storagePath, ours), 0);
     await a.start({ unprivileged: true });
     await a.logged('Load failed, retrying', ({ filename }) => filename === ours);
@@ -195,13 +186,12 @@ describe('--only-once', () => {
     expect(first.stderr).toMatch(/ENOENT|no such file/i);
 
     await a.app.put(DBI, 'key', 'value');
-    await openToNobody(net, a);
     await chmod(net.storagePath, 0o555);
     const second = await a.run({ args: ONCE, unprivileged: true });
     expect(second.code).toBe(1);
     expect(second.stderr).toMatch(/permission denied/i);
 
-    await chmod(net.storagePath, 0o777);
+    await chmod(net.storagePath, 0o755);
     await a.app.call({ op: 'raw', dbi: DBI, key: '6b', value: '00' });
     const third = await a.run({ args: ONCE });
     expect(third.code).toBe(1);
