@@ -136,21 +136,15 @@ fn explain(env: &Environment, mut error: Error) -> Error {
 /// Fields that come late (versions after DBIs, a name after its entries) are legal and rare: then one more pass finds them first.
 fn merge_any_order(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
     let attempt = |index| Merge { env, options, cancel, index, out: Merged::default(), bytes: 0 }.run();
-    let result = match attempt(None) {
-        Ok(None) => attempt(Some(Index::scan(options.path, cancel)?)),
-        other => other,
-    };
-    match result {
-        Ok(Some(merged)) => Ok(merged),
-        Ok(None) => Err(Error::refused("the order of the snapshot's fields cannot be understood")),
-        Err(error) => {
-            if error.code == Code::SnapshotRefused {
-                // A damaged object is worse than one that cannot be merged, and is treated otherwise: look at the rest of it as well.
-                Index::scan(options.path, cancel)?;
-            }
-            Err(error)
-        }
+    match attempt(None) {
+        Ok(Some(merged)) => return Ok(merged),
+        Err(error) if error.code != Code::SnapshotRefused => return Err(error),
+        // A refusal may rest on a field that a later one replaces. And damage further on is worse than what cannot be merged, and is
+        // treated otherwise: the scan finds it.
+        Ok(None) | Err(_) => {}
     }
+    let index = Index::scan(options.path, cancel)?;
+    attempt(Some(index))?.ok_or_else(|| Error::refused("the order of the snapshot's fields cannot be understood"))
 }
 
 struct Merge<'a> {

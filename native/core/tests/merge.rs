@@ -44,8 +44,8 @@ fn a_plan_made_before_somebody_else_committed_is_decided_again() {
     put_raw(&source, "records", 0, &records(2000, 100, b"remote"));
     let snapshot = file(&dir, "s.pb.gz");
     publish_to(&source, &snapshot);
-    for round in 0..50 {
-        let env = open(&file(&dir, &format!("{round}.mdb")), 16 << 20);
+    for round in 0..20 {
+        let env = open(&file(&dir, &format!("{round}.mdb")), 512 << 20);
         put_raw(&env, "records", 0, &records(2000, 50, b"old"));
         let done = AtomicBool::new(false);
         let newest = std::thread::scope(|scope| {
