@@ -57,10 +57,11 @@ clean: ## removes everything that was built (downloaded packages stay)
 prerequisites:
 	@sh '$(ROOT)/build/prerequisites.sh'
 
-# npm runs only when the lock file's content changed: a checkout touches times, and `npm ci` starts from nothing.
+# npm runs only when the lock file's content changed; a checkout merely touches times. Not `npm ci`: it refuses a lock file that lacks
+# optional packages for other platforms, which registries do not always have; `install` takes the locked versions, too.
 $(INSTALLED): $(ROOT)/package-lock.json | prerequisites
 	@cd '$(ROOT)' && if cmp -s package-lock.json '$@' && [ -x '$(NODE)' ]; then touch '$@'; else \
-	echo 'npm ci'; npm ci --no-audit --no-fund --loglevel=error && sh build/check-node.sh '$(NODE)' && cp package-lock.json '$@'; fi
+	echo 'npm install'; npm install --no-save --no-audit --no-fund --loglevel=error && sh build/check-node.sh '$(NODE)' && cp package-lock.json '$@'; fi
 
 # Renamed into place: a running daemon keeps the file it has mapped.
 $(ADDON): $(RUST_SOURCES) $(INSTALLED) | prerequisites
