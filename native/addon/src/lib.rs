@@ -656,7 +656,9 @@ impl FileLock {
 #[napi(catch_unwind)]
 pub fn try_lock(path: String) -> Result<Option<FileLock>, Thrown> {
     let failed = |error: &std::io::Error| thrown(Error::io(format_args!("lock {path}"), error));
-    let file = File::options().read(true).open(&path).map_err(|e| failed(&e))?;
+    // NFS wants a writable descriptor for an exclusive lock.
+    let file =
+        File::options().read(true).write(true).open(&path).or_else(|_| File::open(&path)).map_err(|e| failed(&e))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(FileLock { file: Some(file) })),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),

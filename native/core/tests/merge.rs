@@ -217,7 +217,8 @@ fn every_pass_can_be_aborted() {
     let target = open(&file(&dir, "target.mdb"), 512 << 20);
     let copy = open(&file(&dir, "copy.mdb"), 512 << 20);
     merge_from(&copy, &snapshot).unwrap();
-    let jobs: [(&str, &(dyn Fn(&Cancel) -> Option<Code> + Sync)); 3] = [
+    type Job<'a> = &'a (dyn Fn(&Cancel) -> Option<Code> + Sync);
+    let jobs: [(&str, Job<'_>); 3] = [
         ("publish", &|cancel| {
             publish(&source, &file(&dir, "out"), Meta::default(), || 1, cancel).err().map(|e| e.code)
         }),
