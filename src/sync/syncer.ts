@@ -571,7 +571,7 @@ function createFlags({ dbiOptions }: LmdbConfig): Record<string, number> {
  * Calls back when the file was written to, and once more a little later: LMDB writes the pages of data before the one that makes
  * them count, and the first event can come in between. Not on every file system, not for all writers: only a hint.
  */
-function watchFile(path: string, onHint: () => void): () => void {
+export function watchFile(path: string, onHint: () => void): () => void {
   const metaPageDelayMs = 5;
   let timer: NodeJS.Timeout | undefined;
   const hint = (): void => {

@@ -172,14 +172,15 @@ describe('Receiver', () => {
   it('takes the one before in place of one that cannot be used, and does not come back to it', async () => {
     await around.put(name('a', 1), 'good');
     await around.put(name('a', 2), 'bad');
-    const receiver = await receive();
+    const receiver = await receive('storage_poll_interval: 1h');
     await receiver.done(await next(receiver), { refused: false, reason: 'broken' });
     expect(around.health.report().has_warnings).toBe(false);
     const got = await next(receiver);
     expect(got.name.name).toBe(name('a', 1));
     await receiver.done(got, 'merged');
-    await listings(2);
-    expect(loads()).toEqual([name('a', 2), name('a', 1)]);
+    await around.put(name('b', 1), 'hint');
+    await next(receiver);
+    expect(loads()).toEqual([name('a', 2), name('a', 1), name('b', 1)]);
   });
 
   it('forgets an instance whose only snapshot cannot be used', async () => {
@@ -242,6 +243,14 @@ describe('Receiver', () => {
     await receiver.retryKept();
     expect(receiver.next()?.name.name).toBe(name('a', 2));
     expect(receiver.next()).toBeUndefined();
+  });
+
+  it('gives the place of a kept snapshot to others', async () => {
+    await around.put(name('a', 1), 'first');
+    const receiver = await receive('memory_decompressed_snapshots: 1');
+    receiver.keep(await next(receiver));
+    await around.put(name('b', 1), 'of b');
+    expect((await next(receiver)).name.instance).toBe('b');
   });
 
   it('fetches our own snapshot at start, before all others, until one is merged', async () => {

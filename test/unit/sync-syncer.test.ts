@@ -5,7 +5,7 @@ import type { SweeperConfig } from '../../src/config/types.ts';
 import { loadNative } from '../../src/native/index.ts';
 import type { Environment, Native } from '../../src/native/types.ts';
 import { parseSnapshotName } from '../../src/snapshot/name.ts';
-import { deletedCutoffNano, Syncer } from '../../src/sync/syncer.ts';
+import { deletedCutoffNano, Syncer, watchFile } from '../../src/sync/syncer.ts';
 import { type Clock, systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
@@ -604,15 +604,13 @@ describe('a second instance of our name', () => {
   });
 
   it('is not suspected because a snapshot of an earlier run appears late', async () => {
-    await application().put('data', 'k', 'v');
-    let open = (): void => undefined;
-    around.storage.gate.store = new Promise((resolve) => (open = resolve));
+    await around.put(name('a', 1), remote(entry('y', 'of a')));
     run();
-    await logged('because there is none yet');
+    await readable('y', 'of a');
     await around.put(name('self', 1), remote(entry('x', 'late')));
-    open();
+    await readable('x', 'late');
+    await application().put('data', 'k', 'v');
     await storedCount(2);
-    await rounds();
     expect(around.health.report().ok).toBe(true);
   });
 });
@@ -732,6 +730,25 @@ describe('the end', () => {
         maxDbs: 64,
       })
       .close();
+  });
+});
+
+describe('watchFile', () => {
+  it('hints at a commit, again a little later, and no more when it is ended', async () => {
+    await application().put('data', 'k', '0');
+    const hints: number[] = [];
+    const end = watchFile(join(lmdbPath, 'data.mdb'), () => hints.push(performance.now()));
+    await application().put('data', 'k', '1');
+    await until(() => hints.length > 1 && hints.at(-1)! - hints[0]! >= 4, { what: 'a late hint' });
+    end();
+    hints.length = 0;
+    await application().put('data', 'k', '2');
+    await application().put('data', 'k', '3');
+    expect(hints).toEqual([]);
+  });
+
+  it('does without what cannot be watched', () => {
+    watchFile(around.dir.join('nosuch'), () => undefined)();
   });
 });
 
