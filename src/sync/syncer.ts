@@ -133,7 +133,7 @@ export class Syncer {
           return await this.#runSession();
         } catch (error) {
           if (signal.aborted) return true;
-          const text = errorMessage(error);
+          const text = withCode(error);
           if (this.#openFault !== text) this.#log.error('Sync failed', { error });
           if (config.onlyOnce) return false;
           this.#openFault = text;
@@ -348,8 +348,7 @@ export class Syncer {
     signal.throwIfAborted();
     // Without a code it is a bug, which is not put right by trying the same again right here.
     if (code === undefined || this.#o.config.onlyOnce) throw error;
-    const text = `snapshot ${name.name} cannot be merged: ${errorMessage(error)}`;
-    state.mergeFault = this.#fault(env, state.mergeFault, text, error);
+    state.mergeFault = this.#fault(env, state.mergeFault, `snapshot ${name.name} cannot be merged`, error);
     this.#judge();
   }
 
@@ -447,8 +446,7 @@ export class Syncer {
       } catch (error) {
         signal.throwIfAborted();
         if (errorCode(error) === undefined || config.onlyOnce) throw error;
-        const text = `no snapshot can be taken: ${errorMessage(error)}`;
-        state.publishFault = this.#fault(env, state.publishFault, text, error);
+        state.publishFault = this.#fault(env, state.publishFault, 'no snapshot can be taken', error);
       }
       this.#judge();
       state.publishNotBeforeMs = clock.monotonicMs() + waitMs;
@@ -514,10 +512,11 @@ export class Syncer {
     return env.lastTransactionId !== fault.txnId && sinceMs >= config.lmdbPollIntervalMs;
   }
 
-  /** Says each text once, until the fault is over. */
-  #fault(env: Environment, previous: Fault | undefined, text: string, error: unknown): Fault {
+  /** `what` cannot be done. Each text is logged once, until the fault is over. */
+  #fault(env: Environment, previous: Fault | undefined, what: string, error: unknown): Fault {
     const said = previous?.said ?? new Set<string>();
-    if (!said.has(text)) this.#log.error('Local fault, trying again', { error, detail: text });
+    const text = `${what}: ${withCode(error)}`;
+    if (!said.has(text)) this.#log.error('Local fault, trying again', { error, detail: what });
     said.add(text);
     return { text, said, atMs: this.#o.clock.monotonicMs(), txnId: env.lastTransactionId };
   }
@@ -592,6 +591,12 @@ export function watchFile(path: string, onHint: () => void): () => void {
     // No inotify watches left, or the file is gone: there is the regular look.
     return () => undefined;
   }
+}
+
+/** The code is what the documentation explains. */
+function withCode(error: unknown): string {
+  const code = errorCode(error);
+  return code === undefined ? errorMessage(error) : `${errorMessage(error)} (${code})`;
 }
 
 function errorCode(error: unknown): string | undefined {
