@@ -240,7 +240,11 @@ describe('global flags', () => {
     await a.start({ args: ['sync', '--wait-for-marker-file', 'go'] });
     await a.logged("Waiting for marker file 'go' to be present in the storage");
     await net.upload('go-not', Buffer.from(''));
-    await a.logged("Marker file 'go' is not there yet", undefined);
+    // Looked at twice: the second look began after that object was there.
+    const looks = (): number =>
+      a.log().filter(({ msg }) => msg === "Marker file 'go' is not there yet").length;
+    const before = looks();
+    await until(() => looks() >= before + 2, { what: 'two more looks for the marker' });
     expect((await a.health()).httpStatus).toBe(200);
     expect(await a.app.get(DBI, 'from-b')).toBeUndefined();
     expect(net.objects('a')).toEqual([]);
