@@ -32,7 +32,10 @@ export class UsageError extends LightningStreamError {
 
 /** True when `error` says that the given signal's owner asked for the end, not that something went wrong. */
 export function isAbort(error: unknown): boolean {
-  return error instanceof Error && (error.name === 'AbortError' || (error as { code?: unknown }).code === 'ABORTED');
+  return (
+    error instanceof Error &&
+    (error.name === 'AbortError' || (error as { code?: unknown }).code === 'ABORTED')
+  );
 }
 
 /** One line for logs and health from anything that was thrown. */

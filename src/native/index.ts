@@ -48,7 +48,9 @@ export function loadNative(): Native {
     addon = createRequire(import.meta.url)(path) as typeof Addon;
   } catch (error) {
     const detail = error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error);
-    throw new LightningStreamError('ADDON', `cannot load the native addon ${path}: ${detail}`, { cause: error });
+    throw new LightningStreamError('ADDON', `cannot load the native addon ${path}: ${detail}`, {
+      cause: error,
+    });
   }
   return {
     lmdbVersion: addon.lmdbVersion(),
@@ -57,7 +59,9 @@ export function loadNative(): Native {
     tryLock: (lockPath) => synchronous(() => addon.tryLock(lockPath)) ?? undefined,
     inspectSnapshot: async (snapshotPath, options = {}) => {
       const work = new addon.Work();
-      const { meta, ...sizes } = await abortable(work, options, () => addon.inspectSnapshot(snapshotPath, work));
+      const { meta, ...sizes } = await abortable(work, options, () =>
+        addon.inspectSnapshot(snapshotPath, work),
+      );
       return { ...meta, ...sizes };
     },
   };
@@ -129,7 +133,10 @@ interface Outcome<T> {
 function unwrap<T>(outcome: Outcome<T>): T {
   if (outcome.error !== null) {
     const { code, message, dbi, key } = outcome.error;
-    throw new NativeError(code, message, { ...(dbi === null ? {} : { dbi }), ...(key === null ? {} : { key }) });
+    throw new NativeError(code, message, {
+      ...(dbi === null ? {} : { dbi }),
+      ...(key === null ? {} : { key }),
+    });
   }
   return outcome.value as T;
 }
@@ -140,7 +147,10 @@ function synchronous<T>(call: () => T): T {
     return call();
   } catch (error) {
     const code = (error as { code?: unknown }).code;
-    throw new NativeError(typeof code === 'string' ? code : 'PANIC', error instanceof Error ? error.message : String(error));
+    throw new NativeError(
+      typeof code === 'string' ? code : 'PANIC',
+      error instanceof Error ? error.message : String(error),
+    );
   }
 }
 

@@ -168,7 +168,10 @@ export interface Native {
    */
   tryLock(path: string): { release(): void } | undefined;
   /** Decodes a whole snapshot without keeping it: throws when it is corrupt. */
-  inspectSnapshot(path: string, options?: { signal?: AbortSignal }): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
+  inspectSnapshot(
+    path: string,
+    options?: { signal?: AbortSignal },
+  ): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
 }
 
 /**
