@@ -61,7 +61,7 @@ pub fn publish(
     cancel: &Cancel,
 ) -> Result<Published> {
     let started = Instant::now();
-    let txn = env.read()?;
+    let txn = env.read_latest()?;
     let mut out = Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
     meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
     meta.timestamp_nano = out.timestamp;

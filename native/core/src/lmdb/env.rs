@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use lmdb_sys as ffi;
 
@@ -18,6 +19,10 @@ use crate::error::{Code, Error, Result};
 
 /// Map size of an environment that is created and has none configured: 1 GiB, as in Lightning Stream.
 const DEFAULT_MAP_BYTES: usize = 1 << 30;
+
+/// How often, and after which pauses, a reader is begun again that does not see the last commit yet.
+const LATEST_ATTEMPTS: u32 = 20;
+const LATEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// What an environment is opened with.
 #[derive(Clone, Debug)]
@@ -329,6 +334,22 @@ impl Environment {
     /// Begins a read transaction.
     pub fn read(&self) -> Result<ReadTxn<'_>> {
         self.begin(|| ReadTxn::begin(self))
+    }
+
+    /// Like [`Environment::read`], but never behind [`Environment::last_txn_id`], if it can be helped. A commit writes its meta page, which the
+    /// latter looks at, and a moment later its id in the lock file, where new readers look; a writer killed in between leaves it
+    /// so until the next commit, therefore the wait is short.
+    pub fn read_latest(&self) -> Result<ReadTxn<'_>> {
+        let mut attempts = 0;
+        loop {
+            let txn = self.read()?;
+            if txn.id() >= self.last_txn_id() || attempts == LATEST_ATTEMPTS {
+                return Ok(txn);
+            }
+            attempts += 1;
+            drop(txn);
+            std::thread::sleep(LATEST_PAUSE);
+        }
     }
 
     /// Takes the write lock (blocking as long as another writer holds it) and begins a write transaction. One with `may_create` keeps
