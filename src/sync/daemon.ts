@@ -1,7 +1,7 @@
 import { hostname, tmpdir } from 'node:os';
 import { isAbort, UsageError } from '../errors.ts';
 import type { Config } from '../config/types.ts';
-import { startHttpServer, type HttpServer } from '../http/server.ts';
+import type { HttpServer } from '../http/server.ts';
 import type { Native } from '../native/types.ts';
 import type { Health } from '../observability/health.ts';
 import type { RootLogger } from '../observability/logger.ts';
@@ -60,7 +60,6 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { version } = programVersion();
   health.setMetadata('hostname', hostname());
   health.setMetadata('version', version);
-  metrics.observeProcess();
   const ended = new AbortController();
   let server: HttpServer | undefined;
   try {
@@ -87,6 +86,8 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     }
     if (config.http.address !== '' && !config.onlyOnce) {
       const startedAtMs = Date.now();
+      // Loaded only here: node:http brings a good part of the start-up time with it.
+      const { startHttpServer } = await import('../http/server.ts');
       server = await startHttpServer({
         address: config.http.address,
         health,
