@@ -49,6 +49,9 @@ const WORKS: readonly Work[] = [
 const NEWER_FRACTION = 0.001;
 const MAP_SIZE_BYTES = 8 * 1024 ** 3;
 
+// Through the exit handler of the helpers, which removes databases and daemons.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+
 const reference = process.env['LS_REFERENCE'] || undefined;
 const programs: readonly Program[] = [
   { name: 'ours', file: launcher },
