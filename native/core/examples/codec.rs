@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::snapshot::decode::{Event, Index, Reader};
-use lightningstream_core::snapshot::encode::{Sink, SizeCounter, Writer};
+use lightningstream_core::snapshot::encode::{InMemory, Sink, Writer};
 use lightningstream_core::snapshot::gzip::MemberWriter;
 use lightningstream_core::{Cancel, Result};
 
@@ -39,9 +39,9 @@ fn records(count: u32, mut each: impl FnMut(&[u8], &[u8], u64) -> Result<()>) ->
     Ok(())
 }
 
-fn write<S: Sink>(sink: S, count: u32, entries_bytes: u64) -> Result<S> {
+fn write<S: Sink>(sink: S, count: u32) -> Result<S> {
     let mut writer = Writer::new(sink, &Meta { generation_id: "GX".into(), ..Meta::default() })?;
-    writer.begin_dbi("records_v5", 0, "", entries_bytes)?;
+    writer.begin_dbi("records_v5", 0, "")?;
     records(count, |key, value, timestamp| writer.entry(key, value, timestamp, 0))?;
     writer.finish()
 }
@@ -70,19 +70,11 @@ fn main() -> Result<()> {
     let rounds = if args.next().is_some() { 1 } else { 3 };
 
     for _ in 0..rounds {
-        let start = Instant::now();
-        let mut sizes = SizeCounter::default();
-        records(count, |key, value, timestamp| {
-            // All have one size; unknown to the compiler, or it would add nothing up.
-            sizes.add(std::hint::black_box(key), value, timestamp, 0);
-            Ok(())
-        })?;
-        let sized = start.elapsed();
         let file = File::create(&ours).map_err(io)?;
         let start = Instant::now();
         let sink = MemberWriter::new(&file, "ours.pb.gz", &Cancel::new());
-        let written = write(sink, count, sizes.bytes())?.finish()?;
-        println!("sizes {sized:.3?}, encode and compress {:.3?}, {written:?}, peak {}", start.elapsed(), peak_kib());
+        let written = write(sink, count)?.finish()?;
+        println!("encode and compress {:.3?}, {written:?}, peak {}", start.elapsed(), peak_kib());
     }
     for _ in 0..rounds {
         let start = Instant::now();
@@ -94,12 +86,7 @@ fn main() -> Result<()> {
     println!("scan ours {:.3?}, {} entries", start.elapsed(), index.entries);
 
     if !foreign.exists() {
-        let mut sizes = SizeCounter::default();
-        records(count, |key, value, timestamp| {
-            sizes.add(key, value, timestamp, 0);
-            Ok(())
-        })?;
-        let plain = write(Vec::new(), count, sizes.bytes())?;
+        let plain = write(InMemory::default(), count)?.bytes;
         let file = File::create(&foreign).map_err(io)?;
         let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
         encoder.write_all(&plain).map_err(io)?;

@@ -1,7 +1,5 @@
-//! Publishing: one read transaction becomes one compressed snapshot file, with flat memory.
-//!
-//! Two passes over the same view: the first adds up sizes (the length of a DBI precedes its entries) and checks every header, the second
-//! encodes. Compression runs beside it on all cores.
+//! Publishing: one read transaction becomes one compressed snapshot file, with flat memory, in one pass; compression runs beside it on
+//! all cores.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,7 +12,7 @@ use crate::header::{self, Native};
 use crate::lmdb::{Dbi, Environment, ReadTxn, flags};
 use crate::merge::PRIVATE_PREFIX;
 use crate::snapshot::Meta;
-use crate::snapshot::encode::{self, SizeCounter};
+use crate::snapshot::encode;
 use crate::snapshot::gzip::MemberWriter;
 use crate::snapshot::wire::MAX_ENTRY_BYTES;
 
@@ -40,9 +38,9 @@ pub struct Published {
     pub compressed_bytes: u64,
     /// Time until the read transaction was there.
     pub acquire: Duration,
-    /// Time of the first pass.
+    /// Time of walking and encoding, with most of the compression beside it.
     pub dump: Duration,
-    /// Time of the second pass, writing and syncing the file included.
+    /// Time after that: the rest of the compression, syncing the file.
     pub compress: Duration,
 }
 
@@ -66,17 +64,12 @@ pub fn publish(
     meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
     meta.timestamp_nano = out.timestamp;
 
-    let measuring = Instant::now();
-    let mut dbis = Vec::new();
-    let mut total_bytes = 0;
-    for name in txn.dbi_names().filter(|name| !name.starts_with(PRIVATE_PREFIX)) {
-        let measured = measure(&txn, name, &mut out, cancel).map_err(|e| e.in_dbi(name))?;
-        total_bytes += measured.entries_bytes;
-        dbis.push(measured);
-    }
-    out.dump = measuring.elapsed();
-
     let writing = Instant::now();
+    let dbis = dbis(&txn)?;
+    let mut total = 0;
+    for (_, dbi) in &dbis {
+        total += txn.entries(*dbi)?;
+    }
     let shown = path.display().to_string();
     let file = OpenOptions::new()
         .write(true)
@@ -86,66 +79,55 @@ pub fn publish(
         .open(path)
         .map_err(|e| Error::io(format_args!("create {shown}"), &e))?;
     let mut writer = encode::Writer::new(MemberWriter::new(&file, shown.as_str(), cancel), &meta)?;
-    let mut done = 0;
-    for measured in &dbis {
-        writer.begin_dbi(measured.name, u64::from(measured.dbi.flags), "", measured.entries_bytes)?;
-        let mut cursor = txn.cursor(measured.dbi)?;
+    for (name, dbi) in &dbis {
+        writer.begin_dbi(name, u64::from(dbi.flags), "")?;
+        let mut cursor = txn.cursor(*dbi)?;
         while let Some((key, stored)) = cursor.next()? {
-            let native = header::parse(stored).map_err(|e| e.in_dbi(measured.name).at_key(key))?;
-            writer.entry(key, live_value(&native), native.timestamp, u32::from(native.flags))?;
-            done += 1;
-            if done % CHECK_EVERY == 0 {
+            let (value, native) = parse(key, stored).map_err(|e| e.in_dbi(*name).at_key(key))?;
+            writer.entry(key, value, native.timestamp, u32::from(native.flags))?;
+            out.entries += 1;
+            out.deleted += u64::from(native.is_deleted());
+            if out.entries.is_multiple_of(CHECK_EVERY) {
                 cancel.check()?;
-                cancel.report(done, done * total_bytes / out.entries.max(1), total_bytes);
+                cancel.report(out.entries, out.entries, total);
             }
         }
     }
-    let written = writer.finish()?.finish()?;
+    let sink = writer.finish()?;
+    out.dump = writing.elapsed();
+    let written = sink.finish()?;
     file.sync_all().map_err(|e| Error::io(format_args!("sync {shown}"), &e))?;
     cancel.check()?;
     out.bytes = written.bytes;
     out.compressed_bytes = written.compressed_bytes;
     out.dbis = dbis.len() as u64;
-    out.compress = writing.elapsed();
+    out.compress = writing.elapsed() - out.dump;
     Ok(out)
 }
 
-/// A DBI to be written, and how long its entries are.
-struct Measured<'t> {
-    name: &'t str,
-    dbi: Dbi,
-    entries_bytes: u64,
+/// The DBIs to be written, sorted by name.
+fn dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<(&'t str, Dbi)>> {
+    let mut dbis = Vec::new();
+    for name in txn.dbi_names().filter(|name| !name.starts_with(PRIVATE_PREFIX)) {
+        let dbi = txn.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI").in_dbi(name))?;
+        if dbi.flags & flags::DUPSORT != 0 {
+            let text = "the DBI has MDB_DUPSORT, which cannot be combined with schema_tracks_changes";
+            return Err(Error::new(Code::HeaderInvalid, text).in_dbi(name));
+        }
+        dbis.push((name, dbi));
+    }
+    Ok(dbis)
 }
 
-fn measure<'t>(txn: &'t ReadTxn<'_>, name: &'t str, out: &mut Published, cancel: &Cancel) -> Result<Measured<'t>> {
-    let dbi = txn.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI"))?;
-    if dbi.flags & flags::DUPSORT != 0 {
-        return Err(Error::new(
-            Code::HeaderInvalid,
-            "the DBI has MDB_DUPSORT, which cannot be combined with schema_tracks_changes",
-        ));
+/// The value to be written (a deletion has none, whatever is behind its header) and its header.
+#[inline]
+fn parse<'a>(key: &[u8], stored: &'a [u8]) -> Result<(&'a [u8], Native<'a>)> {
+    let native = header::parse(stored)?;
+    let value = if native.is_deleted() { &[] } else { native.value };
+    // Some room for the framing.
+    if key.len() + value.len() > MAX_ENTRY_BYTES as usize - 64 {
+        let text = format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
+        return Err(Error::new(Code::HeaderInvalid, text));
     }
-    let mut size = SizeCounter::default();
-    let mut cursor = txn.cursor(dbi)?;
-    while let Some((key, stored)) = cursor.next()? {
-        let native = header::parse(stored).map_err(|e| e.at_key(key))?;
-        let value = live_value(&native);
-        if key.len() + value.len() > MAX_ENTRY_BYTES as usize - 64 {
-            let text =
-                format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
-            return Err(Error::new(Code::HeaderInvalid, text).at_key(key));
-        }
-        size.add(key, value, native.timestamp, u32::from(native.flags));
-        out.entries += 1;
-        out.deleted += u64::from(native.is_deleted());
-        if out.entries.is_multiple_of(CHECK_EVERY) {
-            cancel.check()?;
-        }
-    }
-    Ok(Measured { name, dbi, entries_bytes: size.bytes() })
-}
-
-/// A deletion has no value, whatever is behind its header.
-fn live_value<'a>(native: &Native<'a>) -> &'a [u8] {
-    if native.is_deleted() { &[] } else { native.value }
+    Ok((value, native))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use lightningstream_core::Code;
-use lightningstream_core::snapshot::encode::{self, SizeCounter, Writer};
+use lightningstream_core::snapshot::encode::{InMemory, Writer};
 use oracle::{Contents, PbSnapshot, assert_contents, read_all};
 use prost::Message;
 use serde_json::Value;
@@ -97,20 +97,14 @@ fn every_object_gets_the_known_verdict() {
 
 /// Writes contents with our encoder.
 fn rewrite(contents: &Contents) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new(), &contents.meta).expect("a head");
+    let mut writer = Writer::new(InMemory::default(), &contents.meta).expect("a head");
     for (header, entries) in &contents.dbis {
-        let mut sizes = SizeCounter::default();
-        for entry in entries {
-            sizes.add(&entry.key, &entry.value, entry.timestamp_nano, entry.flags);
-        }
-        let size = encode::dbi_size(&header.name, header.flags, &header.transform, sizes.bytes());
-        assert_eq!(size, header.message_len, "{}", header.name);
-        writer.begin_dbi(&header.name, header.flags, &header.transform, sizes.bytes()).expect("a DBI");
+        writer.begin_dbi(&header.name, header.flags, &header.transform).expect("a DBI");
         for entry in entries {
             writer.entry(&entry.key, &entry.value, entry.timestamp_nano, entry.flags).expect("an entry");
         }
     }
-    writer.finish().expect("the end")
+    writer.finish().expect("the end").bytes
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn bomb(head: &[u8], mib: usize, tail: &[u8]) -> Vec<u8> {
 /// A member as our writer makes it, of an empty message.
 fn own_member() -> Vec<u8> {
     let mut out = Vec::new();
-    let sink = lightningstream_core::snapshot::gzip::MemberWriter::new(&mut out, "memory", &Cancel::new());
+    let sink = lightningstream_core::snapshot::gzip::MemberWriter::new(Cursor::new(&mut out), "memory", &Cancel::new());
     sink.finish().expect("memory");
     out
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use flate2::{Compression, GzBuilder};
 use lightningstream_core::snapshot::Meta;
-use lightningstream_core::snapshot::encode::{self, Sink, SizeCounter, Writer};
+use lightningstream_core::snapshot::encode::{self, InMemory, Sink, Writer};
 use lightningstream_core::snapshot::gzip::{CHUNK_BYTES, MemberWriter};
 use lightningstream_core::{Cancel, Code};
 use oracle::{PbDbi, PbKv, PbMeta, PbSnapshot, assert_contents, compare, read_all, stored_gzip};
@@ -61,15 +61,11 @@ fn encode_into<S: Sink>(sink: S, snapshot: &PbSnapshot) -> S {
     let meta = snapshot.meta.as_ref().map_or_else(Meta::default, PbMeta::to_ours);
     let mut writer = Writer::new(sink, &meta).expect("a head");
     for dbi in &snapshot.databases {
-        let mut sizes = SizeCounter::default();
         for entry in &dbi.entries {
             let size = encode::kv_size(&entry.key, &entry.value, entry.timestamp_nano, entry.flags);
             assert_eq!(size, entry.encoded_len() as u64);
-            sizes.add(&entry.key, &entry.value, entry.timestamp_nano, entry.flags);
         }
-        let size = encode::dbi_size(&dbi.name, dbi.flags, &dbi.transform, sizes.bytes());
-        assert_eq!(size, dbi.encoded_len() as u64);
-        writer.begin_dbi(&dbi.name, dbi.flags, &dbi.transform, sizes.bytes()).expect("a DBI");
+        writer.begin_dbi(&dbi.name, dbi.flags, &dbi.transform).expect("a DBI");
         for entry in &dbi.entries {
             writer.entry(&entry.key, &entry.value, entry.timestamp_nano, entry.flags).expect("an entry");
         }
@@ -180,13 +176,13 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read_by_us_and_by_others(snapshot in snapshot(), cuts in cuts()) {
-        let raw = encode_into(Vec::new(), &snapshot);
+        let raw = encode_into(InMemory::default(), &snapshot).bytes;
         prop_assert_eq!(raw.len(), snapshot.encoded_len());
         prop_assert_eq!(&PbSnapshot::decode(raw.as_slice()).expect("prost reads it"), &snapshot);
 
         // In blocks, entries across their ends included, the bytes are the same.
         let mut gzip = Vec::new();
-        let sink = MemberWriter::new(&mut gzip, "memory", &Cancel::new());
+        let sink = MemberWriter::new(std::io::Cursor::new(&mut gzip), "memory", &Cancel::new());
         let written = encode_into(sink, &snapshot).finish().expect("memory");
         prop_assert_eq!(written.bytes, raw.len() as u64);
         prop_assert_eq!(written.compressed_bytes, gzip.len() as u64);
@@ -224,7 +220,7 @@ proptest! {
         let raw = snapshot.encode_to_vec();
         let mut gzip = if ours {
             let mut gzip = Vec::new();
-            let mut sink = MemberWriter::new(&mut gzip, "memory", &Cancel::new());
+            let mut sink = MemberWriter::new(std::io::Cursor::new(&mut gzip), "memory", &Cancel::new());
             sink.put(&raw).expect("memory");
             sink.finish().expect("memory");
             gzip
@@ -255,7 +251,9 @@ fn chunk_ends_anywhere_in_an_entry() {
         let databases = vec![PbDbi { name: "d".into(), entries, flags: 0, transform: String::new() }];
         let snapshot = PbSnapshot { format_version: 3, compat_version: 1, meta: Some(PbMeta::default()), databases };
         let mut gzip = Vec::new();
-        encode_into(MemberWriter::new(&mut gzip, "memory", &Cancel::new()), &snapshot).finish().expect("memory");
+        encode_into(MemberWriter::new(std::io::Cursor::new(&mut gzip), "memory", &Cancel::new()), &snapshot)
+            .finish()
+            .expect("memory");
         assert_contents(&read_all(&gzip).expect("readable"), &snapshot);
     }
 }
@@ -263,7 +261,8 @@ fn chunk_ends_anywhere_in_an_entry() {
 #[test]
 fn an_empty_stream_is_one_empty_member() {
     let mut gzip = Vec::new();
-    let written = MemberWriter::new(&mut gzip, "memory", &Cancel::new()).finish().expect("memory");
+    let written =
+        MemberWriter::new(std::io::Cursor::new(&mut gzip), "memory", &Cancel::new()).finish().expect("memory");
     assert_eq!(written.bytes, 0);
     let mut decoder = flate2::read::GzDecoder::new(gzip.as_slice());
     let mut raw = Vec::new();
@@ -282,6 +281,11 @@ fn a_full_disk_and_an_abort_end_the_writing() {
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+    impl std::io::Seek for Full {
+        fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
+            Ok(0)
         }
     }
     fn fill(mut sink: MemberWriter<Full>) -> lightningstream_core::Error {
@@ -304,13 +308,41 @@ fn a_full_disk_and_an_abort_end_the_writing() {
 }
 
 #[test]
-fn a_size_pass_that_disagrees_is_an_error() {
-    let begin = |bytes| {
-        let mut writer = Writer::new(Vec::new(), &Meta::default()).expect("a head");
-        writer.begin_dbi("d", 0, "", bytes).expect("a DBI");
-        writer
-    };
-    assert_eq!(begin(5).entry(b"key", b"value", 1, 0).expect_err("too large").code, Code::InvalidArgument);
-    assert_eq!(begin(5).finish().expect_err("entries are missing").code, Code::InvalidArgument);
-    assert_eq!(begin(5).begin_dbi("e", 0, "", 0).expect_err("entries are missing").code, Code::InvalidArgument);
+fn an_entry_outside_of_a_dbi_is_an_error() {
+    let mut writer = Writer::new(InMemory::default(), &Meta::default()).expect("a head");
+    assert_eq!(writer.entry(b"key", b"value", 1, 0).expect_err("no DBI").code, Code::InvalidArgument);
+}
+
+#[test]
+fn heads_of_dbis_end_up_before_their_entries_wherever_chunks_end() {
+    // DBIs that fit into a chunk, that fill it to its last bytes, that go over its end, that take several; at all offsets that matter.
+    for size in [0, 1, 1000, CHUNK_BYTES - 4000, CHUNK_BYTES, 3 * CHUNK_BYTES] {
+        for shift in 0..60 {
+            let dbi = |name: &str, length: usize, flags: u64| PbDbi {
+                name: name.into(),
+                entries: vec![
+                    PbKv { key: vec![1], value: vec![3; length], timestamp_nano: 1, flags: 0 },
+                    PbKv { key: vec![2], value: vec![4; 10], timestamp_nano: 2, flags: 1 },
+                ],
+                flags,
+                transform: String::new(),
+            };
+            let last = PbDbi { name: "last".into(), entries: vec![], flags: 8, transform: "t".into() };
+            let databases =
+                vec![dbi("first", 3900 + shift, 0), dbi("second", size, 4), dbi("third", size / 2, 0), last];
+            let snapshot =
+                PbSnapshot { format_version: 3, compat_version: 1, meta: Some(PbMeta::default()), databases };
+            let raw = encode_into(InMemory::default(), &snapshot).bytes;
+            let mut gzip = Vec::new();
+            let sink = MemberWriter::new(std::io::Cursor::new(&mut gzip), "memory", &Cancel::new());
+            let written = encode_into(sink, &snapshot).finish().expect("memory");
+            assert_eq!((written.bytes, written.compressed_bytes), (raw.len() as u64, gzip.len() as u64));
+            let mut unzipped = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(gzip.as_slice()), &mut unzipped)
+                .expect("valid gzip");
+            assert!(unzipped == raw, "size {size}, shift {shift}");
+            assert!(PbSnapshot::decode(raw.as_slice()).expect("prost reads it").databases == snapshot.databases);
+            assert_contents(&read_all(&gzip).expect("readable"), &snapshot);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Writing a snapshot: sizes first (a DBI's length precedes its entries), then the bytes.
+//! Writing a snapshot in one pass. The length of a DBI precedes its entries, so its head is a late piece of the stream.
 
 use crate::error::{Code, Error, Result};
 
@@ -13,18 +13,41 @@ pub trait Sink {
     /// `length` bytes in one piece that the caller will fill completely, already counted as appended; `None` when the sink has no
     /// such piece at hand: use [`Sink::put`] then.
     fn room(&mut self, length: usize) -> Option<&mut [u8]>;
+
+    /// Marks the place of a piece of at most `max` bytes (some hundred) that is known only later. One at a time.
+    fn begin_late(&mut self, max: usize) -> Result<()>;
+
+    /// Puts the piece there.
+    fn end_late(&mut self, piece: &[u8]);
 }
 
-impl Sink for Vec<u8> {
+/// A stream kept in memory.
+#[derive(Default)]
+pub struct InMemory {
+    /// What was put in.
+    pub bytes: Vec<u8>,
+    late_at: usize,
+}
+
+impl Sink for InMemory {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
     fn room(&mut self, length: usize) -> Option<&mut [u8]> {
-        let start = self.len();
-        self.resize(start + length, 0);
-        self.get_mut(start..)
+        let start = self.bytes.len();
+        self.bytes.resize(start + length, 0);
+        self.bytes.get_mut(start..)
+    }
+
+    fn begin_late(&mut self, _max: usize) -> Result<()> {
+        self.late_at = self.bytes.len();
+        Ok(())
+    }
+
+    fn end_late(&mut self, piece: &[u8]) {
+        self.bytes.splice(self.late_at..self.late_at, piece.iter().copied());
     }
 }
 
@@ -42,13 +65,6 @@ pub const fn entry_size(kv_size: u64) -> u64 {
     if kv_size == 0 { 0 } else { 1 + wire::varint_size(kv_size) + kv_size }
 }
 
-/// Bytes of a DBI message with entries of `entries_bytes` in all, its framing in the snapshot excluded.
-#[must_use]
-pub fn dbi_size(name: &str, flags: u64, transform: &str, entries_bytes: u64) -> u64 {
-    let flags_size = if flags == 0 { 0 } else { 1 + wire::varint_size(flags) };
-    bytes_size(name.len()) + flags_size + bytes_size(transform.len()) + entries_bytes
-}
-
 #[inline]
 const fn bytes_size(length: usize) -> u64 {
     if length == 0 { 0 } else { 1 + wire::varint_size(length as u64) + length as u64 }
@@ -59,31 +75,18 @@ const fn flags_size(flags: u32) -> u64 {
     if flags == 0 { 0 } else { 1 + wire::varint_size(flags as u64) }
 }
 
-/// Adds up the entries of one DBI: the pass before [`Writer::begin_dbi`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SizeCounter {
-    bytes: u64,
-}
-
-impl SizeCounter {
-    /// Counts one entry.
-    #[inline]
-    pub fn add(&mut self, key: &[u8], value: &[u8], timestamp: u64, flags: u32) {
-        self.bytes += entry_size(kv_size(key, value, timestamp, flags));
-    }
-
-    /// Bytes of all entries so far, framing included: what [`Writer::begin_dbi`] wants.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
 /// Writes one snapshot.
 pub struct Writer<S> {
     sink: S,
-    /// Bytes of entries that the current DBI message still lacks.
-    owed: u64,
+    dbi: Option<OpenDbi>,
+}
+
+/// The DBI message being written.
+struct OpenDbi {
+    /// Its fields before the entries.
+    fields: Vec<u8>,
+    /// Bytes of its entries so far.
+    entries_bytes: u64,
 }
 
 impl<S: Sink> Writer<S> {
@@ -104,37 +107,22 @@ impl<S: Sink> Writer<S> {
             head.extend_from_slice(&meta);
         }
         sink.put(&head)?;
-        Ok(Self { sink, owed: 0 })
+        Ok(Self { sink, dbi: None })
     }
 
-    /// Begins a DBI message whose entries will take exactly `entries_bytes` ([`SizeCounter::bytes`]).
-    ///
-    /// A DBI that has neither name nor anything else is not written at all.
-    pub fn begin_dbi(&mut self, name: &str, flags: u64, transform: &str, entries_bytes: u64) -> Result<()> {
-        self.end_dbi()?;
-        let size = dbi_size(name, flags, transform, entries_bytes);
-        if size == 0 {
-            return Ok(());
-        }
-        let mut head = Vec::new();
-        wire::push_varint(&mut head, wire::SNAPSHOT_DATABASES);
-        wire::push_varint(&mut head, size);
-        if !name.is_empty() {
-            wire::push_varint(&mut head, wire::DBI_NAME);
-            wire::push_varint(&mut head, name.len() as u64);
-            head.extend_from_slice(name.as_bytes());
-        }
+    /// Begins a DBI message. One that gets neither name nor anything else is not written at all.
+    pub fn begin_dbi(&mut self, name: &str, flags: u64, transform: &str) -> Result<()> {
+        self.end_dbi();
+        let mut fields = Vec::new();
+        push_text(&mut fields, wire::DBI_NAME, name);
         if flags != 0 {
-            wire::push_varint(&mut head, wire::DBI_FLAGS);
-            wire::push_varint(&mut head, flags);
+            wire::push_varint(&mut fields, wire::DBI_FLAGS);
+            wire::push_varint(&mut fields, flags);
         }
-        if !transform.is_empty() {
-            wire::push_varint(&mut head, wire::DBI_TRANSFORM);
-            wire::push_varint(&mut head, transform.len() as u64);
-            head.extend_from_slice(transform.as_bytes());
-        }
-        self.owed = entries_bytes;
-        self.sink.put(&head)
+        push_text(&mut fields, wire::DBI_TRANSFORM, transform);
+        self.sink.begin_late(DBI_HEAD_BYTES + fields.len())?;
+        self.dbi = Some(OpenDbi { fields, entries_bytes: 0 });
+        Ok(())
     }
 
     /// Writes one entry of the current DBI; does not allocate.
@@ -142,9 +130,9 @@ impl<S: Sink> Writer<S> {
     pub fn entry(&mut self, key: &[u8], value: &[u8], timestamp: u64, flags: u32) -> Result<()> {
         let body = kv_size(key, value, timestamp, flags);
         let size = entry_size(body);
-        match self.owed.checked_sub(size) {
-            Some(owed) => self.owed = owed,
-            None => return Err(size_mismatch()),
+        match &mut self.dbi {
+            Some(dbi) => dbi.entries_bytes += size,
+            None => return Err(Error::new(Code::InvalidArgument, "an entry outside of a DBI")),
         }
         match self.sink.room(size as usize) {
             Some(out) => {
@@ -176,22 +164,35 @@ impl<S: Sink> Writer<S> {
         put(&mut self.sink, &|out| put_tail(out, timestamp, flags).len())
     }
 
-    fn end_dbi(&self) -> Result<()> {
-        if self.owed == 0 { Ok(()) } else { Err(size_mismatch()) }
+    fn end_dbi(&mut self) {
+        let Some(OpenDbi { fields, entries_bytes }) = self.dbi.take() else { return };
+        let size = fields.len() as u64 + entries_bytes;
+        let mut head = Vec::new();
+        if size > 0 {
+            wire::push_varint(&mut head, wire::SNAPSHOT_DATABASES);
+            wire::push_varint(&mut head, size);
+            head.extend_from_slice(&fields);
+        }
+        self.sink.end_late(&head);
     }
 
     /// Ends the snapshot and gives the sink back.
-    pub fn finish(self) -> Result<S> {
-        self.end_dbi()?;
+    pub fn finish(mut self) -> Result<S> {
+        self.end_dbi();
         Ok(self.sink)
     }
 }
 
-/// Only a mistake of the caller leads here: both passes read one transaction.
-#[cold]
-fn size_mismatch() -> Error {
-    Error::new(Code::InvalidArgument, "the entries of a DBI do not have the size that was announced for them")
+fn push_text(out: &mut Vec<u8>, tag: u64, text: &str) {
+    if !text.is_empty() {
+        wire::push_varint(out, tag);
+        wire::push_varint(out, text.len() as u64);
+        out.extend_from_slice(text.as_bytes());
+    }
 }
+
+/// Tag and length of a DBI message, at most.
+const DBI_HEAD_BYTES: usize = 1 + 10;
 
 // The parts of an entry, each written to the start of `out`, which is returned without them. The order is the reference's: key,
 // value, flags, timestamp. Fields that are zero are left out.

@@ -4,7 +4,7 @@
 //! without inflating this one and can inflate several at a time. Other readers ignore the field and see an ordinary
 //! multi-member stream.
 
-use std::io;
+use std::io::{self, SeekFrom};
 
 use libdeflater::{CompressionLvl, Compressor};
 
@@ -49,6 +49,8 @@ pub(super) struct Block {
     pub packed_length: usize,
     /// Where the member begins in the file, for messages.
     pub packed_at: u64,
+    /// The member holds the place of a late piece of this number.
+    pub late: Option<usize>,
 }
 
 /// Makes a buffer at least `length` long. Freshly allocated zeros are not touched, so room that is never used costs no memory.
@@ -82,6 +84,25 @@ fn compressor() -> Compressor {
     Compressor::new(CompressionLvl::new(1).unwrap_or_default())
 }
 
+/// Bytes of a late member apart from its content and padding: header, end of the comment, head of the stored block, trailer.
+const LATE_OVERHEAD_BYTES: usize = 10 + 1 + 5 + TRAILER_BYTES;
+
+/// A member of exactly `LATE_OVERHEAD_BYTES + max` bytes whatever the length of its content: stored, and padded by the comment of its
+/// header. Readers see an ordinary member.
+fn late_member(content: &[u8], max: usize) -> Vec<u8> {
+    let mut member = vec![MAGIC[0], MAGIC[1], METHOD_DEFLATE, FLAG_COMMENT, 0, 0, 0, 0, 4, 255];
+    member.resize(member.len() + max - content.len(), b' ');
+    // End of the comment; final block, stored.
+    member.extend_from_slice(&[0, 1]);
+    let length = content.len() as u16;
+    member.extend_from_slice(&length.to_le_bytes());
+    member.extend_from_slice(&(!length).to_le_bytes());
+    member.extend_from_slice(content);
+    member.extend_from_slice(&libdeflater::crc32(content).to_le_bytes());
+    member.extend_from_slice(&u32::from(length).to_le_bytes());
+    member
+}
+
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -91,20 +112,46 @@ pub struct Written {
     pub compressed_bytes: u64,
 }
 
-/// Compresses the bytes put into it and writes the members to `out`, in order, from the caller's thread.
+/// A late piece that got a member of its own, because the chunk it belongs to was full before it was known.
+struct LatePiece {
+    /// Where the member is in the file; known when what comes before it is written.
+    offset: u64,
+    max: usize,
+    content: Vec<u8>,
+}
+
+/// Where the late piece that is owed belongs.
+#[derive(Clone, Copy)]
+enum Late {
+    None,
+    /// Into the current chunk, at this position; room is kept for it.
+    InChunk {
+        at: usize,
+        max: usize,
+    },
+    /// Into the member of this number.
+    InMember(usize),
+}
+
+/// Compresses the bytes put into it and writes the members to `out` (from its start, in order, from the caller's thread; late pieces
+/// at the end).
 ///
 /// Memory: at most six blocks of two MiB. After an error nothing further may be put in.
-pub struct MemberWriter<W: io::Write> {
+pub struct MemberWriter<W: io::Write + io::Seek> {
     out: W,
     name: String,
     cancel: Cancel,
     current: Block,
+    /// How far the current chunk may be filled.
+    limit: usize,
+    late: Late,
+    late_pieces: Vec<LatePiece>,
     queue: Queue<Block>,
     workers: Workers<Block>,
     written: Written,
 }
 
-impl<W: io::Write> MemberWriter<W> {
+impl<W: io::Write + io::Seek> MemberWriter<W> {
     /// A writer to `out`; `name` is how errors call it (its path).
     pub fn new(out: W, name: impl Into<String>, cancel: &Cancel) -> Self {
         // One block being filled, one per worker, one that waits for a worker or to be written.
@@ -116,29 +163,62 @@ impl<W: io::Write> MemberWriter<W> {
             name: name.into(),
             cancel: cancel.clone(),
             current,
+            limit: CHUNK_BYTES,
+            late: Late::None,
+            late_pieces: Vec::new(),
             workers: Workers::new(queue.clone()),
             queue,
             written: Written { bytes: 0, compressed_bytes: 0 },
         }
     }
 
-    /// Hands the current block to the workers and gets an empty one, writing finished ones out while there is none.
-    fn flush(&mut self) -> Result<()> {
-        self.cancel.check()?;
-        let mut next = loop {
-            if let Some(block) = self.queue.try_acquire() {
-                break block;
+    /// An empty block; finished ones are written out while there is none.
+    fn acquire(&mut self) -> Result<Block> {
+        loop {
+            if let Some(mut block) = self.queue.try_acquire() {
+                block.raw_length = 0;
+                block.late = None;
+                return Ok(block);
             }
             self.write_next()?;
-        };
+        }
+    }
+
+    /// Hands the current block to the workers and goes on with an empty one. If the chunk owes a late piece, what follows its place
+    /// becomes the start of the next chunk, and the piece gets a member of its own between the two.
+    fn flush(&mut self) -> Result<()> {
+        self.cancel.check()?;
+        let mut next = self.acquire()?;
         ensure_length(&mut next.raw, CHUNK_BYTES);
-        next.raw_length = 0;
+        let mut held = None;
+        if let Late::InChunk { at, max } = self.late {
+            let tail = &self.current.raw[at..self.current.raw_length];
+            next.raw[..tail.len()].copy_from_slice(tail);
+            next.raw_length = tail.len();
+            self.current.raw_length = at;
+            let mut place = self.acquire()?;
+            place.late = Some(self.late_pieces.len());
+            place.packed_length = LATE_OVERHEAD_BYTES + max;
+            ensure_length(&mut place.packed, place.packed_length);
+            held = Some(place);
+            self.late = Late::InMember(self.late_pieces.len());
+            self.late_pieces.push(LatePiece { offset: 0, max, content: Vec::new() });
+            self.limit = CHUNK_BYTES;
+        }
         let full = std::mem::replace(&mut self.current, next);
-        self.written.bytes += full.raw_length as u64;
-        self.workers.submit(full, || {
-            let mut compressor = compressor();
-            move |block: &mut Block| pack(&mut compressor, block)
-        })
+        if full.raw_length > 0 {
+            self.written.bytes += full.raw_length as u64;
+            self.workers.submit(full, || {
+                let mut compressor = compressor();
+                move |block: &mut Block| pack(&mut compressor, block)
+            })?;
+        } else {
+            self.queue.release(full);
+        }
+        if let Some(place) = held {
+            self.queue.deliver(Ok(place));
+        }
+        Ok(())
     }
 
     /// Waits for the next compressed block and writes it; false when there is none left.
@@ -152,15 +232,22 @@ impl<W: io::Write> MemberWriter<W> {
 
     fn write_out(&mut self, block: &Block) -> Result<()> {
         self.cancel.check()?;
+        if let Some(piece) = block.late.and_then(|number| self.late_pieces.get_mut(number)) {
+            piece.offset = self.written.compressed_bytes;
+        }
         let packed = &block.packed[..block.packed_length];
-        self.out.write_all(packed).map_err(|error| Error::io(format_args!("cannot write {}", self.name), &error))?;
+        self.out.write_all(packed).map_err(|error| self.failed(&error))?;
         self.written.compressed_bytes += packed.len() as u64;
         Ok(())
     }
 
+    fn failed(&self, error: &io::Error) -> Error {
+        Error::io(format_args!("cannot write {}", self.name), error)
+    }
+
     /// Writes what is left and returns the sizes. Making it durable is the caller's business.
     pub fn finish(mut self) -> Result<Written> {
-        if self.workers.is_empty() {
+        if self.workers.is_empty() && self.late_pieces.is_empty() {
             // A stream of less than one chunk, an empty one too: no thread was needed, none is started now.
             let mut only = std::mem::take(&mut self.current);
             self.written.bytes = only.raw_length as u64;
@@ -173,26 +260,33 @@ impl<W: io::Write> MemberWriter<W> {
             self.queue.end();
             while self.write_next()? {}
         }
-        self.out.flush().map_err(|error| Error::io(format_args!("cannot write {}", self.name), &error))?;
+        for piece in std::mem::take(&mut self.late_pieces) {
+            let member = late_member(&piece.content, piece.max);
+            self.out
+                .seek(SeekFrom::Start(piece.offset))
+                .and_then(|_| self.out.write_all(&member))
+                .map_err(|error| self.failed(&error))?;
+        }
+        self.out.seek(SeekFrom::End(0)).and_then(|_| self.out.flush()).map_err(|error| self.failed(&error))?;
         Ok(self.written)
     }
 }
 
-impl<W: io::Write> Drop for MemberWriter<W> {
+impl<W: io::Write + io::Seek> Drop for MemberWriter<W> {
     fn drop(&mut self) {
         // Lets the workers end; `workers` waits for them when it is dropped after this.
         self.queue.abandon();
     }
 }
 
-impl<W: io::Write> Sink for MemberWriter<W> {
+impl<W: io::Write + io::Seek> Sink for MemberWriter<W> {
     fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            if self.current.raw_length == CHUNK_BYTES {
+            if self.current.raw_length == self.limit {
                 self.flush()?;
             }
             let at = self.current.raw_length;
-            let (now, later) = bytes.split_at(bytes.len().min(CHUNK_BYTES - at));
+            let (now, later) = bytes.split_at(bytes.len().min(self.limit - at));
             self.current.raw[at..at + now.len()].copy_from_slice(now);
             self.current.raw_length += now.len();
             bytes = later;
@@ -203,9 +297,37 @@ impl<W: io::Write> Sink for MemberWriter<W> {
     #[inline]
     fn room(&mut self, length: usize) -> Option<&mut [u8]> {
         let start = self.current.raw_length;
-        let out = self.current.raw.get_mut(start..start + length)?;
-        // The buffer is exactly one chunk, so this never exceeds it.
-        self.current.raw_length = start + length;
-        Some(out)
+        let end = start + length;
+        if end > self.limit {
+            return None;
+        }
+        self.current.raw_length = end;
+        self.current.raw.get_mut(start..end)
+    }
+
+    fn begin_late(&mut self, max: usize) -> Result<()> {
+        if self.current.raw_length + max >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        self.late = Late::InChunk { at: self.current.raw_length, max };
+        self.limit = CHUNK_BYTES - max;
+        Ok(())
+    }
+
+    fn end_late(&mut self, piece: &[u8]) {
+        match std::mem::replace(&mut self.late, Late::None) {
+            Late::None => {}
+            Late::InChunk { at, .. } => {
+                let Block { raw, raw_length, .. } = &mut self.current;
+                raw.copy_within(at..*raw_length, at + piece.len());
+                raw[at..at + piece.len()].copy_from_slice(piece);
+                *raw_length += piece.len();
+                self.limit = CHUNK_BYTES;
+            }
+            Late::InMember(number) => {
+                self.late_pieces[number].content = piece.to_vec();
+                self.written.bytes += piece.len() as u64;
+            }
+        }
     }
 }

@@ -314,7 +314,7 @@ fn check_trailer(trailer: &[u8; TRAILER_BYTES], crc: u32, length: u32, at: u64) 
 /// By zlib-rs although libdeflate is a fifth faster: libdeflate's safe interface does not tell how much input it used, and bytes
 /// hidden between the compressed data and the trailer would be a stream to other readers and not to us.
 fn unpack(inflater: &mut Decompress, block: &mut Block) -> Result<()> {
-    let Block { raw, raw_length, packed, packed_length, packed_at } = block;
+    let Block { raw, raw_length, packed, packed_length, packed_at, .. } = block;
     let at = *packed_at;
     let Some((deflated, trailer)) = packed[..*packed_length].split_last_chunk::<TRAILER_BYTES>() else {
         return Err(corrupt_member("the size is impossible", at));
