@@ -296,6 +296,8 @@ pub struct PublishRequest {
     pub database_name: String,
     /// ns since the epoch; null = the time when the transaction has begun.
     pub timestamp_nano: Option<BigInt>,
+    /// Nothing is written unless a later transaction is visible.
+    pub newer_than: BigInt,
 }
 
 /// Milliseconds of the steps of a publish.
@@ -470,7 +472,15 @@ impl From<Index> for NativeInspection {
     }
 }
 
-outcome!(/** Outcome of `publish`. */ PublishOutcome, NativePublishResult);
+/// Outcome of `publish`; both null: nothing newer was there.
+#[napi(object, use_nullable = true)]
+pub struct PublishOutcome {
+    /// The result.
+    pub value: Option<NativePublishResult>,
+    /// Why it failed; null on success.
+    pub error: Option<Failure>,
+}
+
 outcome!(/** Outcome of `merge`. */ MergeOutcome, NativeMergeResult);
 outcome!(/** Outcome of `stats`. */ StatsOutcome, NativeStats);
 outcome!(/** Outcome of `inspectSnapshot`. */ InspectOutcome, NativeInspection);
@@ -564,7 +574,7 @@ impl NativeEnvironment {
         )
     }
 
-    /// Writes a snapshot file.
+    /// Writes a snapshot file, unless there is nothing newer.
     #[napi(catch_unwind, ts_return_type = "Promise<PublishOutcome>")]
     pub fn publish<'env>(&self, env: &'env Env, request: PublishRequest, work: &Work) -> napi::Result<Object<'env>> {
         let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
@@ -576,6 +586,7 @@ impl NativeEnvironment {
             ..Meta::default()
         };
         let timestamp = request.timestamp_nano.map(|nano| nano.get_u64().1);
+        let newer_than = request.newer_than.get_u64().1;
         let path = PathBuf::from(request.spool_path);
         run(
             env,
@@ -583,11 +594,14 @@ impl NativeEnvironment {
             Some(work),
             move |cancel| {
                 let _busy = busy;
-                let published = publish(&lmdb, &path, meta, || timestamp.unwrap_or_else(now_nano), cancel);
+                let published = publish(&lmdb, &path, meta, newer_than, || timestamp.unwrap_or_else(now_nano), cancel);
                 lmdb::trim_heap();
                 published
             },
-            PublishOutcome::of,
+            |result| match result {
+                Ok(published) => PublishOutcome { value: published.map(Into::into), error: None },
+                Err(error) => PublishOutcome { value: None, error: Some(error.into()) },
+            },
         )
     }
 

@@ -14,6 +14,7 @@ pub struct Cancel {
     state: Arc<State>,
 }
 
+/// The first two are sequentially consistent: whoever sets one and then looks at the other must not miss what the opposite side set first.
 #[derive(Debug, Default)]
 struct State {
     cancelled: AtomicBool,
@@ -32,13 +33,13 @@ impl Cancel {
 
     /// Asks the work to stop.
     pub fn cancel(&self) {
-        self.state.cancelled.store(true, Ordering::Release);
+        self.state.cancelled.store(true, Ordering::SeqCst);
     }
 
     /// True once [`Cancel::cancel`] was called.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.state.cancelled.load(Ordering::Acquire)
+        self.state.cancelled.load(Ordering::SeqCst)
     }
 
     /// `Err` with [`Code::Aborted`] once cancelled.
@@ -51,13 +52,13 @@ impl Cancel {
 
     /// Marks the stretch in which the thread is blocked on LMDB's write lock, where no flag can be looked at.
     pub fn set_waiting_for_lock(&self, waiting: bool) {
-        self.state.waiting_for_lock.store(waiting, Ordering::Release);
+        self.state.waiting_for_lock.store(waiting, Ordering::SeqCst);
     }
 
     /// True while blocked on the write lock: nothing is in progress then, so whoever waits for the result may be released.
     #[must_use]
     pub fn is_waiting_for_lock(&self) -> bool {
-        self.state.waiting_for_lock.load(Ordering::Acquire)
+        self.state.waiting_for_lock.load(Ordering::SeqCst)
     }
 
     /// Publishes how far the work is; `total_bytes` is 0 when unknown.

@@ -14,6 +14,10 @@ pub enum Code {
     SnapshotRefused,
     /// A value in the local LMDB has no valid header.
     HeaderInvalid,
+    /// A DBI of the local LMDB is of a kind that cannot be synchronised.
+    DbiUnsupported,
+    /// A value is larger than a snapshot can carry.
+    ValueTooLarge,
     /// This process has the environment open already; liblmdb forbids a second handle.
     AlreadyOpen,
     /// The environment was closed.
@@ -39,6 +43,8 @@ impl Code {
             Code::SnapshotCorrupt => "SNAPSHOT_CORRUPT".into(),
             Code::SnapshotRefused => "SNAPSHOT_REFUSED".into(),
             Code::HeaderInvalid => "HEADER_INVALID".into(),
+            Code::DbiUnsupported => "DBI_UNSUPPORTED".into(),
+            Code::ValueTooLarge => "VALUE_TOO_LARGE".into(),
             Code::AlreadyOpen => "ALREADY_OPEN".into(),
             Code::Closed => "CLOSED".into(),
             Code::InvalidArgument => "INVALID_ARGUMENT".into(),

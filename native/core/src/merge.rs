@@ -110,7 +110,6 @@ pub fn merge(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> 
 
 const MDB_MAP_FULL: i32 = -30792;
 const MDB_DBS_FULL: i32 = -30791;
-const MDB_INCOMPATIBLE: i32 = -30784;
 
 /// Adds what an operator needs to know to errors that LMDB words tersely.
 fn explain(env: &Environment, mut error: Error) -> Error {
@@ -124,18 +123,16 @@ fn explain(env: &Environment, mut error: Error) -> Error {
             );
         }
         Code::Lmdb(MDB_DBS_FULL) => error.message = "too many DBIs: raise options.max_dbs".to_owned(),
-        // A DBI was dropped and made again with other flags; handles remember the old ones.
-        Code::Lmdb(MDB_INCOMPATIBLE) => {
-            let _ = env.release_memory();
-        }
-        _ => {}
+        _ => env.heal(&error),
     }
     error
 }
 
 /// Fields that come late (versions after DBIs, a name after its entries) are legal and rare: then one more pass finds them first.
 fn merge_any_order(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
-    let attempt = |index| Merge { env, options, cancel, index, out: Merged::default(), bytes: 0 }.run();
+    let attempt = |index| {
+        Merge { env, options, cancel, index, out: Merged::default(), bytes: 0, integer_bytes: BTreeMap::new() }.run()
+    };
     match attempt(None) {
         Ok(Some(merged)) => return Ok(merged),
         Err(error) if error.code != Code::SnapshotRefused => return Err(error),
@@ -156,6 +153,8 @@ struct Merge<'a> {
     out: Merged,
     /// Bytes of keys and values read.
     bytes: u64,
+    /// How long the keys of each DBI of integer keys are: LMDB compares them without looking.
+    integer_bytes: BTreeMap<String, usize>,
 }
 
 /// What the plan came to.
@@ -214,12 +213,16 @@ impl<'a> Merge<'a> {
                     // A DBI that comes twice meets what its first message wrote, which this transaction does not show.
                     candidates.recheck |= !seen.insert(target.name.clone());
                     candidates.begin_dbi(&target, local.is_none());
-                    current = Some((target, local.map(|dbi| txn.cursor(dbi)).transpose()?));
+                    let mut cursor = local.map(|dbi| txn.cursor(dbi)).transpose()?;
+                    if let Some((key, _)) = cursor.as_mut().map_or(Ok(None), ReadCursor::next)? {
+                        self.integer_bytes.entry(target.name.clone()).or_insert(key.len());
+                    }
+                    current = Some((target, cursor));
                 }
                 Event::Entry { key, value, timestamp, flags } => {
                     let Some((target, cursor)) = &mut current else { continue };
                     self.count_entry(key.len() + value.len())?;
-                    let ascending = target.keys.check(key).map_err(|e| e.in_dbi(&target.name))?;
+                    let ascending = self.check_key(target, key)?;
                     // Keys may come twice only when they are not in order; then the later meets the earlier.
                     candidates.recheck |= !ascending;
                     let incoming = Incoming::new(key, value, timestamp, flags, target.format_version);
@@ -277,6 +280,7 @@ impl<'a> Merge<'a> {
 
     /// False: begin again with an index; nothing was written.
     fn stream(&mut self) -> Result<bool> {
+        self.integer_bytes.clear();
         self.out.entries = 0;
         self.out.ignored.clear();
         let mut reader = Reader::open(self.options.path, self.cancel, self.index.clone())?;
@@ -305,11 +309,14 @@ impl<'a> Merge<'a> {
             // Into an empty DBI, keys in order are appended without looking; one that is not in order finds what was appended before it.
             let mut append = txn.entries(dbi)? == 0;
             let mut cursor = txn.cursor(dbi)?;
+            if let Some(bytes) = cursor.first_key_bytes()? {
+                self.integer_bytes.entry(target.name.clone()).or_insert(bytes);
+            }
             loop {
                 event = reader.next()?;
                 let Event::Entry { key, value, timestamp, flags } = event else { break };
                 self.count_entry(key.len() + value.len())?;
-                let ascending = target.keys.check(key).map_err(|e| e.in_dbi(&target.name))?;
+                let ascending = self.check_key(&mut target, key)?;
                 append &= ascending;
                 let incoming = Incoming::new(key, value, timestamp, flags, target.format_version);
                 let stored = if append { None } else { cursor.find(key, ascending)? };
@@ -343,7 +350,8 @@ impl<'a> Merge<'a> {
         // A transaction that wrote nothing leaves LastTxnID alone, and its id is used again.
         self.out.txn_id = wrote.then_some(id);
         if bytes > RELEASE_ABOVE_BYTES {
-            self.env.release_memory()?;
+            // What is committed is committed; should this fail, the next call says so.
+            let _ = self.env.release_memory();
         }
         Ok(())
     }
@@ -399,6 +407,16 @@ impl<'a> Merge<'a> {
             .map_err(|e| e.in_dbi(target.name.as_str()).at_key(incoming.key))
     }
 
+    /// True when the key is above the one before; an error when LMDB, or this DBI, cannot have it.
+    #[inline]
+    fn check_key(&mut self, target: &mut Target, key: &[u8]) -> Result<bool> {
+        let keys = &mut target.keys;
+        if keys.order == KeyOrder::Integer && keys.previous.is_empty() {
+            keys.integer_bytes = *self.integer_bytes.entry(target.name.clone()).or_insert(key.len());
+        }
+        keys.check(key).map_err(|e| e.in_dbi(target.name.as_str()))
+    }
+
     #[inline]
     fn count_entry(&mut self, bytes: usize) -> Result<()> {
         let out = &mut self.out;
@@ -442,25 +460,25 @@ struct Target {
 struct KeyCheck {
     order: KeyOrder,
     previous: Vec<u8>,
+    /// For integer keys.
+    integer_bytes: usize,
 }
 
 impl Default for KeyCheck {
     fn default() -> Self {
-        Self { order: KeyOrder::Lexical, previous: Vec::new() }
+        Self { order: KeyOrder::Lexical, previous: Vec::new(), integer_bytes: 0 }
     }
 }
 
 impl KeyCheck {
-    /// True when the key is above the one before; an error when LMDB cannot have it.
+    /// See [`Merge::check_key`].
     #[inline]
     fn check(&mut self, key: &[u8]) -> Result<bool> {
         if key.is_empty() || key.len() > MAX_KEY_BYTES {
             return Err(Error::refused(format!("LMDB cannot have a key of {} bytes", key.len())).at_key(key));
         }
         // liblmdb compares integer keys without looking at their length.
-        if self.order == KeyOrder::Integer
-            && (!matches!(key.len(), 4 | 8) || (!self.previous.is_empty() && self.previous.len() != key.len()))
-        {
+        if self.order == KeyOrder::Integer && (!matches!(key.len(), 4 | 8) || key.len() != self.integer_bytes) {
             return Err(Error::refused(format!("a key of {} bytes in a DBI of integer keys", key.len())).at_key(key));
         }
         let ascending = self.previous.is_empty() || self.order.compare(&self.previous, key) == Ordering::Less;

@@ -44,22 +44,38 @@ pub struct Published {
     pub compress: Duration,
 }
 
-/// Writes the native environment as a snapshot to `path`, which is created or truncated, and synced.
+/// Writes the native environment as a snapshot to `path`, which is created or truncated, and synced. `None`, and no file, when the
+/// environment shows nothing newer than transaction `newer_than`; 0 = always.
 ///
 /// `meta` is completed with the transaction and with the time that `now` (ns since the epoch) gives once the transaction has begun: a
 /// snapshot is never older than what it holds. On failure the file is left as it is; the caller removes it.
 ///
 /// # Errors
-/// [`Code::HeaderInvalid`] with DBI and key; a DUPSORT DBI ([`Code::Lmdb`] is not involved: it cannot carry headers); I/O errors.
+/// [`Code::HeaderInvalid`], [`Code::DbiUnsupported`], [`Code::ValueTooLarge`] with DBI and key; errors of LMDB and of the file.
 pub fn publish(
     env: &Environment,
     path: &Path,
-    mut meta: Meta,
+    meta: Meta,
+    newer_than: u64,
     now: impl FnOnce() -> u64,
     cancel: &Cancel,
-) -> Result<Published> {
+) -> Result<Option<Published>> {
+    publish_native(env, path, meta, newer_than, now, cancel).inspect_err(|error| env.heal(error))
+}
+
+fn publish_native(
+    env: &Environment,
+    path: &Path,
+    mut meta: Meta,
+    newer_than: u64,
+    now: impl FnOnce() -> u64,
+    cancel: &Cancel,
+) -> Result<Option<Published>> {
     let started = Instant::now();
     let txn = env.read_latest()?;
+    if newer_than > 0 && txn.id() <= newer_than {
+        return Ok(None);
+    }
     let mut out = Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
     meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
     meta.timestamp_nano = out.timestamp;
@@ -102,7 +118,7 @@ pub fn publish(
     out.compressed_bytes = written.compressed_bytes;
     out.dbis = dbis.len() as u64;
     out.compress = writing.elapsed() - out.dump;
-    Ok(out)
+    Ok(Some(out))
 }
 
 /// The DBIs to be written, sorted by name.
@@ -112,7 +128,7 @@ fn dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<(&'t str, Dbi)>> {
         let dbi = txn.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI").in_dbi(name))?;
         if dbi.flags & flags::DUPSORT != 0 {
             let text = "the DBI has MDB_DUPSORT, which cannot be combined with schema_tracks_changes";
-            return Err(Error::new(Code::HeaderInvalid, text).in_dbi(name));
+            return Err(Error::new(Code::DbiUnsupported, text).in_dbi(name));
         }
         dbis.push((name, dbi));
     }
@@ -127,7 +143,7 @@ fn parse<'a>(key: &[u8], stored: &'a [u8]) -> Result<(&'a [u8], Native<'a>)> {
     // Some room for the framing.
     if key.len() + value.len() > MAX_ENTRY_BYTES as usize - 64 {
         let text = format!("a value of {} bytes is more than a snapshot can carry ({MAX_ENTRY_BYTES})", value.len());
-        return Err(Error::new(Code::HeaderInvalid, text));
+        return Err(Error::new(Code::ValueTooLarge, text));
     }
     Ok((value, native))
 }

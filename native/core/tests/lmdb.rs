@@ -96,6 +96,16 @@ fn too_many_dbis_is_an_error_that_leaves_the_others() {
 }
 
 #[test]
+fn a_senseless_number_of_dbis_is_refused() {
+    let dir = temp_dir();
+    for max_dbs in [0, u32::MAX, u32::MAX - 1] {
+        let error = open_error(&file(&dir, "a.mdb"), EnvOptions { create: true, max_dbs, ..options() });
+        assert_eq!(error.code, Code::InvalidArgument);
+        assert!(error.message.contains("max_dbs"), "{error}");
+    }
+}
+
+#[test]
 fn an_abort_while_waiting_for_the_lock_takes_effect_when_it_comes() {
     let dir = temp_dir();
     let env = open(&file(&dir, "a.mdb"), 1 << 20);

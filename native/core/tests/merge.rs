@@ -145,7 +145,7 @@ fn a_value_without_header_is_an_error_with_its_place_and_nothing_is_written() {
         assert_eq!(error.code, Code::HeaderInvalid);
         assert_eq!(error.to_string().split_once(", DBI").unwrap().1, " records, key 00000008");
         assert_eq!(raw_contents(&env), before);
-        let error = publish(&env, &file(&dir, "out"), Meta::default(), || 1, &Cancel::new()).unwrap_err();
+        let error = publish(&env, &file(&dir, "out"), Meta::default(), 0, || 1, &Cancel::new()).unwrap_err();
         assert_eq!((error.code, error.dbi.as_deref()), (Code::HeaderInvalid, Some("records")));
     }
 }
@@ -220,7 +220,7 @@ fn every_pass_can_be_aborted() {
     type Job<'a> = &'a (dyn Fn(&Cancel) -> Option<Code> + Sync);
     let jobs: [(&str, Job<'_>); 3] = [
         ("publish", &|cancel| {
-            publish(&source, &file(&dir, "out"), Meta::default(), || 1, cancel).err().map(|e| e.code)
+            publish(&source, &file(&dir, "out"), Meta::default(), 0, || 1, cancel).err().map(|e| e.code)
         }),
         ("first load", &|cancel| merge(&target, &MergeOptions::new(&snapshot), cancel).err().map(|e| e.code)),
         ("no-op", &|cancel| merge(&copy, &MergeOptions::new(&snapshot), cancel).err().map(|e| e.code)),
@@ -245,6 +245,48 @@ fn every_pass_can_be_aborted() {
             }
         }
     }
+}
+
+#[test]
+fn integer_keys_of_another_length_are_refused_whichever_way_they_are_merged() {
+    let dir = temp_dir();
+    let snapshot = file(&dir, "s.pb.gz");
+    let source = open(&file(&dir, "source.mdb"), 1 << 20);
+    put_raw(&source, "ids", flags::INTEGERKEY, &[(1u64.to_ne_bytes().to_vec(), native(1, 0, 0, b"x"))]);
+    publish_to(&source, &snapshot);
+    for budget_bytes in [16 << 20, 0] {
+        let env = open(&file(&dir, &format!("{budget_bytes}.mdb")), 1 << 20);
+        put_raw(&env, "ids", flags::INTEGERKEY, &[(1u32.to_ne_bytes().to_vec(), native(1, 0, 0, b"x"))]);
+        let mut options = MergeOptions::new(&snapshot);
+        options.budget_bytes = budget_bytes;
+        let error = merge(&env, &options, &Cancel::new()).unwrap_err();
+        assert_eq!(error.code, Code::SnapshotRefused, "{error}");
+        assert_eq!(contents(&env)["ids"].len(), 1);
+    }
+}
+
+#[test]
+fn nothing_newer_is_not_published() {
+    let dir = temp_dir();
+    let env = open(&file(&dir, "a.mdb"), 1 << 20);
+    let id = put_raw(&env, "x", 0, &[(b"k".to_vec(), native(1, 0, 0, b"v"))]);
+    let path = file(&dir, "out");
+    let newer_than = |id| publish(&env, &path, Meta::default(), id, || 1, &Cancel::new()).unwrap();
+    assert!(newer_than(id).is_none());
+    assert!(!path.exists());
+    assert_eq!(newer_than(id - 1).unwrap().txn_id, id);
+}
+
+#[test]
+fn what_cannot_travel_has_a_code_of_its_own() {
+    let dir = temp_dir();
+    let env = open(&file(&dir, "a.mdb"), 256 << 20);
+    let out = file(&dir, "out");
+    let code = || publish(&env, &out, Meta::default(), 0, || 1, &Cancel::new()).unwrap_err().code.name();
+    put_raw(&env, "x", 0, &[(b"k".to_vec(), native(1, 0, 0, &vec![0; 64 << 20]))]);
+    assert_eq!(code(), "VALUE_TOO_LARGE");
+    put_raw(&env, "dup", flags::DUPSORT, &[(b"k".to_vec(), b"v".to_vec())]);
+    assert_eq!(code(), "DBI_UNSUPPORTED");
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::error::{Code, Error, Result};
 /// Map size of an environment that is created and has none configured: 1 GiB, as in Lightning Stream.
 const DEFAULT_MAP_BYTES: usize = 1 << 30;
 
+/// Largest `max_dbs`: each costs some memory in every transaction.
+const MAX_MAX_DBS: u32 = 65_536;
+
 /// How often, and after which pauses, a reader is begun again that does not see the last commit yet.
 const LATEST_ATTEMPTS: u32 = 20;
 const LATEST_PAUSE: Duration = Duration::from_millis(1);
@@ -149,6 +152,11 @@ impl Drop for RawEnv {
 impl RawEnv {
     fn open(path: &Path, data_file: &Path, options: &EnvOptions) -> Result<Self> {
         let shown = path.display();
+        // liblmdb adds to the number without looking and allocates what comes out.
+        if !(1..=MAX_MAX_DBS).contains(&options.max_dbs) {
+            let text = format!("open LMDB {shown}: options.max_dbs must be between 1 and {MAX_MAX_DBS}");
+            return Err(Error::new(Code::InvalidArgument, text));
+        }
         let mut ptr = ptr::null_mut();
         // SAFETY: mdb_env_create stores a new handle through the valid pointer.
         check(unsafe { ffi::mdb_env_create(&raw mut ptr) }, "create LMDB environment")?;
@@ -200,6 +208,12 @@ impl RawEnv {
         // SAFETY: an open handle and a valid pointer; the call cannot fail for these.
         unsafe { ffi::mdb_env_info(self.ptr, &raw mut info) };
         info
+    }
+
+    /// Only while this process has no transaction: the caller holds the write guard.
+    fn set_map_bytes(&self, bytes: usize) -> Result<()> {
+        // SAFETY: an open handle; no transaction, as mdb_env_set_mapsize demands, by the caller's guard.
+        check(unsafe { ffi::mdb_env_set_mapsize(self.ptr, bytes) }, "set map size")
     }
 
     fn check_readers(&self) -> u32 {
@@ -384,18 +398,29 @@ impl Environment {
 
     /// Takes over the map size that the file has now; true when it grew. Waits for this process's transactions.
     pub fn adopt_map_size(&self) -> Result<bool> {
-        let guard = self.inner.raw.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.inner.raw.write().unwrap_or_else(PoisonError::into_inner);
         let raw = guard.as_ref().ok_or_else(closed)?;
         let before = raw.info().me_mapsize;
-        // SAFETY: an open handle; the write guard proves that this process has no transaction, as mdb_env_set_mapsize demands.
-        check(unsafe { ffi::mdb_env_set_mapsize(raw.ptr, 0) }, "adopt map size")?;
-        let after = raw.info().me_mapsize;
-        if after < before {
-            // The file knows a smaller size than we were configured with: keep ours.
-            // SAFETY: as above.
-            check(unsafe { ffi::mdb_env_set_mapsize(raw.ptr, before) }, "restore map size")?;
+        let resized = raw.set_map_bytes(0).and_then(|()| {
+            let after = raw.info().me_mapsize;
+            // When the file knows a smaller size than we were configured with, keep ours.
+            if after < before { raw.set_map_bytes(before).map(|()| false) } else { Ok(after > before) }
+        });
+        if resized.is_err() {
+            // The old map is gone, and there is no new one: nothing can be done with this handle any more.
+            *guard = None;
+            lock(&OPEN_FILES).remove(&self.inner.data_file);
         }
-        Ok(after > before)
+        resized
+    }
+
+    /// After an error that only a new handle mends (a DBI was dropped and made again with other flags; handles remember the old ones)
+    /// makes one, so that the next attempt works.
+    pub(crate) fn heal(&self, error: &Error) {
+        if error.code == Code::Lmdb(ffi::MDB_INCOMPATIBLE) {
+            // Should this fail, the next call says so.
+            let _ = self.release_memory();
+        }
     }
 
     /// Gives back the memory that liblmdb keeps after a big write transaction (its list of dirty-page buffers lives as long as the

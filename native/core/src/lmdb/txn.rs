@@ -455,6 +455,12 @@ impl WriteCursor<'_> {
         }
     }
 
+    /// Bytes of the first key; `None` in an empty DBI.
+    pub fn first_key_bytes(&mut self) -> Result<Option<usize>> {
+        self.place = Place::Start;
+        Ok(self.raw.get(ffi::MDB_FIRST, None)?.map(|(key, _)| key.0.mv_size))
+    }
+
     /// Writes a record. With `append` the caller knows that the key is above all others of the DBI.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ pub fn raw_contents(env: &Environment) -> BTreeMap<String, BTreeMap<Vec<u8>, Vec
 }
 
 pub fn publish_to(env: &Environment, path: &Path) -> Published {
-    publish(env, path, Meta::default(), || 1, &Cancel::new()).unwrap()
+    publish(env, path, Meta::default(), 0, || 1, &Cancel::new()).unwrap().unwrap()
 }
 
 pub fn merge_from(env: &Environment, path: &Path) -> Result<Merged> {
