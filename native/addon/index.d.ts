@@ -19,7 +19,7 @@ export declare class NativeEnvironment {
   checkReaders(): number
   /** Statistics of all DBIs. */
   stats(): Promise<StatsOutcome>
-  /** Writes a snapshot file. */
+  /** Writes a snapshot file, unless there is nothing newer. */
   publish(request: PublishRequest, work: Work): Promise<PublishOutcome>
   /** Merges a snapshot file. */
   merge(request: MergeRequest, work: Work): Promise<MergeOutcome>
@@ -257,9 +257,9 @@ export interface NativeStats {
 /** Panics, so that a test can see what becomes of it. */
 export declare function panicForTest(): Promise<CloseOutcome>
 
-/** r" Outcome of `publish`.  */
+/** Outcome of `publish`; both null: nothing newer was there. */
 export interface PublishOutcome {
-  /** The result; null on failure. */
+  /** The result. */
   value: NativePublishResult | null
   /** Why it failed; null on success. */
   error: Failure | null
@@ -279,6 +279,8 @@ export interface PublishRequest {
   databaseName: string
   /** ns since the epoch; null = the time when the transaction has begun. */
   timestampNano: bigint | null
+  /** Nothing is written unless a later transaction is visible. */
+  newerThan: bigint
 }
 
 /** r" Outcome of `stats`.  */

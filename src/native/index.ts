@@ -96,9 +96,15 @@ class NativeEnvironment implements Environment {
     return this.#handle.checkReaders();
   }
 
-  async publish({ spoolPath, meta, timestampNano, ...options }: PublishOptions): Promise<PublishResult> {
-    const request = { spoolPath, ...meta, timestampNano: timestampNano ?? null };
-    return this.#work(options, (work) => this.#handle.publish(request, work));
+  async publish({
+    spoolPath,
+    meta,
+    timestampNano,
+    newerThan,
+    ...options
+  }: PublishOptions): Promise<PublishResult | null> {
+    const request = { spoolPath, ...meta, timestampNano: timestampNano ?? null, newerThan };
+    return this.#work<PublishResult | null>(options, (work) => this.#handle.publish(request, work));
   }
 
   async merge(options: MergeOptions): Promise<MergeResult> {

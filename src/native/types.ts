@@ -74,6 +74,8 @@ export interface PublishOptions extends Abortable {
   };
   /** Time of the snapshot in ns; taken after the read transaction began when absent. */
   readonly timestampNano?: bigint;
+  /** Nothing is written unless a transaction later than this is visible to readers; 0n = always. */
+  readonly newerThan: bigint;
   /** How the values look: `native` = every value has a header. */
   readonly mode: 'native';
   readonly onProgress?: (progress: Progress) => void;
@@ -91,9 +93,9 @@ export interface PublishResult {
   readonly durations: {
     /** ms until the read transaction was there. */
     readonly acquireMs: number;
-    /** ms of the size pass. */
+    /** ms of walking and encoding, most of the compression beside it. */
     readonly dumpMs: number;
-    /** ms of encoding and compressing. */
+    /** ms of the rest: compression, syncing the file. */
     readonly compressMs: number;
   };
 }
@@ -150,7 +152,8 @@ export interface Environment {
   stats(): Promise<EnvironmentStats>;
   /** Clears the slots of dead readers; returns how many. */
   checkReaders(): number;
-  publish(options: PublishOptions): Promise<PublishResult>;
+  /** Null when there is nothing newer than `newerThan`. */
+  publish(options: PublishOptions): Promise<PublishResult | null>;
   merge(options: MergeOptions): Promise<MergeResult>;
   /** Waits for work in progress, then closes. */
   close(): Promise<void>;
@@ -176,7 +179,8 @@ export interface Native {
 
 /**
  * Codes of native errors. `SNAPSHOT_CORRUPT`: framing or checksum, found by reading alone. `SNAPSHOT_REFUSED`: readable, but
- * cannot be merged (version, transform, flags, key size …). `HEADER_INVALID`: a local value has no valid header.
+ * cannot be merged (version, transform, flags, key size …). `HEADER_INVALID`: a local value has no valid header;
+ * `DBI_UNSUPPORTED`, `VALUE_TOO_LARGE`: it cannot travel.
  * `ABORTED`, `IO`, `ALREADY_OPEN`, `CLOSED`, `PANIC`, `INVALID_ARGUMENT` and LMDB's own names (`MDB_MAP_FULL`, `MDB_VERSION_MISMATCH`,
  * `MDB_INVALID`, `MDB_CORRUPTED`, `MDB_READERS_FULL`, `MDB_DBS_FULL`, …); system errors by name (`ENOSPC`, `EACCES`, `ENOENT`, …).
  */
