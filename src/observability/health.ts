@@ -5,6 +5,18 @@ import type { HealthConfig, TrackerConfig } from '../config/types.ts';
 export interface FailureTracker {
   success(): void;
   failure(error: unknown): void;
+  /** A call starts; the returned function says that it has ended, however. While it runs it counts like failures since then. */
+  begin(): () => void;
+}
+
+/** Makes a call known to its tracker while it runs: one that hangs never tells of a success or a failure. */
+export async function tracked<T>(tracker: FailureTracker, call: () => Promise<T>): Promise<T> {
+  const end = tracker.begin();
+  try {
+    return await call();
+  } finally {
+    end();
+  }
 }
 
 /** Phases of one database's start-up; when all three are passed, start-up is over for good. */
@@ -90,7 +102,12 @@ export function createHealth(now: () => number): Health {
   return {
     failureTracker(name, what, config) {
       let failing: { readonly sinceMs: number; error: string } | undefined;
+      const running = new Set<{ readonly sinceMs: number }>();
       checks.set(`${name}_failed_duration`, () => {
+        // Calls are in the order of their starts.
+        const [oldest] = running;
+        if (oldest !== undefined && (failing === undefined || oldest.sinceMs < failing.sinceMs))
+          return judge(oldest.sinceMs, config, (d) => `trying to ${what} for ${d}, without an answer`);
         if (failing === undefined) return undefined;
         const { sinceMs, error } = failing;
         return judge(sinceMs, config, (d) => `failed to ${what} for ${d} - last error: '${error}'`);
@@ -101,6 +118,11 @@ export function createHealth(now: () => number): Health {
         },
         failure(error) {
           failing = { sinceMs: failing?.sinceMs ?? now(), error: errorMessage(error) };
+        },
+        begin() {
+          const call = { sinceMs: now() };
+          running.add(call);
+          return () => void running.delete(call);
         },
       };
     },

@@ -34,7 +34,8 @@ const UNFINISHED_NAME = /\.([0-9a-f]{8})-[0-9a-f]{12}\.tmp$/;
 const LONGEST_REPEATED_NAME_BYTES = 220;
 /** How long ago the last write to an unfinished file must be when no lock can tell whether somebody still works on it. */
 const ABANDONED_AFTER_MS = 3_600_000;
-const STATS_AT_ONCE = 32;
+/** Node.js has four threads for files: a file system that hangs must leave one to all others. */
+const STATS_AT_ONCE = 3;
 const ATTEMPTS = 10;
 
 /**
@@ -48,7 +49,7 @@ const ATTEMPTS = 10;
  * unfinished file, on this host, in another container or on another host, so: each is locked (flock) as long as its
  * writer lives. A writer of the same boot of the same kernel is visible through the lock with certainty. For files of another
  * host, or of an earlier boot, the lock is not enough (network file systems can be mounted with local locks): these, too, must not
- * have been written to for an hour. A writer that keeps its file for longer, since its store fails again and again, touches it with
+ * have been written to for an hour, so after a reboot within that hour they stay until a start after it. A writer that keeps its file for longer, since its store fails again and again, touches it with
  * each try. Should a file be removed wrongly after all, its store fails and nothing else happens. Unfinished files of
  * other programs are never touched.
  */
@@ -61,6 +62,8 @@ export class FsStorage implements Storage {
   /** Unfinished files of ours and their locks, by path. */
   readonly #unfinished = new Map<string, Lock | undefined>();
   readonly #watchers = new Set<FSWatcher>();
+  /** Resolves when the listings asked for so far have ended. */
+  #listings: Promise<void> = Promise.resolve();
 
   private constructor(options: FsStorageOptions) {
     this.location = resolve(options.rootPath);
@@ -81,7 +84,20 @@ export class FsStorage implements Storage {
     return storage;
   }
 
+  /** One listing after the other, whoever asks: see {@link STATS_AT_ONCE}. */
   async list(prefix: string, { signal }: CallOptions): Promise<readonly StorageObject[]> {
+    const before = this.#listings;
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    this.#listings = promise;
+    await before;
+    try {
+      return await this.#listNow(prefix, signal);
+    } finally {
+      done();
+    }
+  }
+
+  async #listNow(prefix: string, signal: AbortSignal): Promise<readonly StorageObject[]> {
     signal.throwIfAborted();
     const entries = await attempt('list', undefined, this.location, () => readdir(this.location));
     const names = entries.filter((name) => name.startsWith(prefix) && isObjectName(name));

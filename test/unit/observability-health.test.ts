@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { createHealth, formatGoSeconds } from '../../src/observability/health.ts';
+import { createHealth, formatGoSeconds, tracked } from '../../src/observability/health.ts';
 
 const MINUTE = 60_000;
 const CONFIG = { intervalMs: 5000, warnDurationMs: MINUTE, errorDurationMs: 5 * MINUTE };
@@ -53,6 +53,34 @@ describe('failure tracker', () => {
     expect(health.report().status).toBe('OK');
     clock.nowMs += 1;
     expect(health.report().status).toBe('Warning');
+  });
+
+  test('a call that hangs counts from its start, until it ends', async () => {
+    const { clock, health } = setUp();
+    const tracker = health.failureTracker('x', 'list', CONFIG);
+    const hung = Promise.withResolvers<number>();
+    const call = tracked(tracker, () => hung.promise);
+    clock.nowMs += MINUTE - 1;
+    expect(health.report().status).toBe('OK');
+    // Another one that is fast tells nothing about this one.
+    expect(await tracked(tracker, () => Promise.resolve(1))).toBe(1);
+    tracker.success();
+    clock.nowMs += 1;
+    expect(health.report().warnings).toEqual({
+      x_failed_duration: 'trying to list for 1m0s, without an answer',
+    });
+    tracker.failure('gone');
+    clock.nowMs += 4 * MINUTE;
+    expect(health.report().failures).toEqual({
+      x_failed_duration: 'trying to list for 5m0s, without an answer',
+    });
+    hung.reject(new Error('at last'));
+    await expect(call).rejects.toThrow('at last');
+    expect(health.report().warnings).toEqual({
+      x_failed_duration: "failed to list for 4m0s - last error: 'gone'",
+    });
+    tracker.success();
+    expect(health.report().status).toBe('OK');
   });
 
   test('0 means at once', () => {

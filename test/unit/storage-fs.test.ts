@@ -57,6 +57,23 @@ async function rejection(call: Promise<unknown>): Promise<StorageError> {
   return error as StorageError;
 }
 
+test('listings leave a thread of the pool to others, however many are asked for', async () => {
+  const storage = await openFs();
+  for (let index = 0; index < 50; index += 1) await writeFile(join(root, `object-${index}`), '');
+  let most = 0;
+  let done = false;
+  const look = (): void => {
+    most = Math.max(most, process.getActiveResourcesInfo().filter((name) => name === 'FSReqPromise').length);
+    if (!done) setImmediate(look);
+  };
+  look();
+  const listings = await Promise.all(Array.from({ length: 4 }, () => storage.list('', { signal })));
+  done = true;
+  for (const objects of listings) expect(objects).toHaveLength(50);
+  expect(most).toBeGreaterThan(0);
+  expect(most).toBeLessThanOrEqual(3);
+});
+
 describe('the directory', () => {
   test('is created, with those above it, mode 0755', async () => {
     const rootPath = scratch.join('a', 'b', 'c');
