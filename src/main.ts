@@ -1,5 +1,11 @@
 import { constants } from 'node:os';
-import { ensureMinimumPid } from './cli/minimum-pid.ts';
+import {
+  ensureMinimumPid,
+  isStopRequest,
+  isWorkingChild,
+  STOP_SIGNALS,
+  type StopRequest,
+} from './cli/minimum-pid.ts';
 import { run } from './cli/run.ts';
 import { errorMessage } from './errors.ts';
 
@@ -8,17 +14,26 @@ import { errorMessage } from './errors.ts';
 const argv = process.argv.slice(2);
 const controller = new AbortController();
 
-for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-  process.on(signal, () => {
-    // The second one means now.
-    if (controller.signal.aborted) process.exit(128 + constants.signals[signal]);
-    controller.abort();
+/** The first asks for an orderly end, the second means now. */
+function stopHere({ signal, times }: StopRequest): void {
+  if (times > 1) process.exit(128 + constants.signals[signal]);
+  controller.abort();
+}
+let stop = stopHere;
+let signals = 0;
+for (const signal of STOP_SIGNALS) process.on(signal, () => stop({ signal, times: (signals += 1) }));
+if (isWorkingChild(process)) {
+  process.on('message', (message) => {
+    if (isStopRequest(message)) stop(message);
   });
+  // Nobody could stop us through the other process any more.
+  process.on('disconnect', () => stop({ signal: 'SIGTERM', times: 1 }));
 }
 
+let mask = (text: string): string => text;
 process.on('uncaughtException', (error) => {
-  process.stderr.write(`lightningstream: internal error, please report it: ${errorMessage(error)}\n`);
-  if (argv.includes('--debug')) process.stderr.write(`${error.stack ?? ''}\n`);
+  process.stderr.write(mask(`lightningstream: internal error, please report it: ${errorMessage(error)}\n`));
+  if (argv.includes('--debug')) process.stderr.write(mask(`${error.stack ?? ''}\n`));
   process.exit(1);
 });
 // A closed pipe is told to whoever writes; without a listener it would be an uncaught exception as well.
@@ -29,14 +44,21 @@ const exitCode = await run(argv, {
   stdout: process.stdout,
   stderr: process.stderr,
   signal: controller.signal,
+  onSecrets: (masking) => {
+    mask = masking;
+  },
   ensureMinimumPid: (minimum, logger) =>
     ensureMinimumPid(minimum, logger, {
       pid: process.pid,
       execPath: process.execPath,
       args: [...process.execArgv, ...process.argv.slice(1)],
       env: process.env,
-      on: (event, listener) => process.on(event, listener),
-      off: (event, listener) => process.off(event, listener),
+      takeStops: (listener) => {
+        stop = listener;
+        return () => {
+          stop = stopHere;
+        };
+      },
     }),
 });
 // What is still open (watchers, sockets) must not keep the process.

@@ -7,6 +7,29 @@ export const MAX_MINIMUM_PID = 200;
 /** Set for the process that was started to have a higher id; Lightning Stream's name for it. */
 const SKIP_VARIABLE = 'LIGHTNINGSTREAM_NO_PID_CHECK';
 
+/** What asks for an orderly end, and the second time for an immediate one. */
+export const STOP_SIGNALS = ['SIGTERM', 'SIGINT'] as const;
+
+/**
+ * What the waiting process passes on to the one that works: that it got a signal, for which time. Not the signal itself: a
+ * terminal and most service managers send theirs to both, and one Ctrl-C would count twice.
+ */
+export interface StopRequest {
+  readonly signal: (typeof STOP_SIGNALS)[number];
+  readonly times: number;
+}
+
+export function isStopRequest(message: unknown): message is StopRequest {
+  if (typeof message !== 'object' || message === null) return false;
+  const { signal, times } = message as Partial<Record<keyof StopRequest, unknown>>;
+  return STOP_SIGNALS.some((known) => known === signal) && typeof times === 'number';
+}
+
+/** This process works for another one that waits for it. */
+export function isWorkingChild(process: Pick<NodeJS.Process, 'env' | 'send'>): boolean {
+  return process.env[SKIP_VARIABLE] === '1' && process.send !== undefined;
+}
+
 /** The process to be started anew. */
 export interface OwnProcess {
   readonly pid: number;
@@ -14,8 +37,8 @@ export interface OwnProcess {
   /** With Node's own flags and the script. */
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
-  on(event: NodeJS.Signals, listener: () => void): unknown;
-  off(event: NodeJS.Signals, listener: () => void): unknown;
+  /** From now on the listener is told of stop signals, and they do nothing else here. Returns what ends that. */
+  takeStops(listener: (request: StopRequest) => void): () => void;
 }
 
 /**
@@ -39,14 +62,11 @@ export async function ensureMinimumPid(
   // A program that does not exist still costs a process id, and nothing else.
   for (let pid = self.pid; pid < wanted; pid += 1) spawnSync('/nonexistent');
   const child = spawn(self.execPath, self.args, {
-    stdio: 'inherit',
+    stdio: ['inherit', 'inherit', 'inherit', 'ipc'],
     env: { ...self.env, [SKIP_VARIABLE]: '1' },
   });
-  const forwards = (['SIGTERM', 'SIGINT', 'SIGHUP'] as const).map((signal) => {
-    const listener = (): void => void child.kill(signal);
-    self.on(signal, listener);
-    return () => self.off(signal, listener);
-  });
+  // It cannot be told any more when it has just ended.
+  const giveBackStops = self.takeStops((request) => void child.send(request, () => undefined));
   try {
     return await new Promise<number>((resolve, reject) => {
       child.once('error', reject);
@@ -55,6 +75,6 @@ export async function ensureMinimumPid(
       );
     });
   } finally {
-    for (const end of forwards) end();
+    giveBackStops();
   }
 }

@@ -39,6 +39,12 @@ const missing: readonly Missing[] = [
     modes: BOTH,
   },
   {
+    what: 'the schema guard',
+    keys: lmdbKeys('schema_guard', (lmdb) => typeof lmdb.schemaGuard === 'number'),
+    instead: 'remove it',
+    modes: BOTH,
+  },
+  {
     what: 'cleaning the storage',
     keys: ({ storage }) => (storage.cleanup.enabled ? ['storage.cleanup.enabled'] : []),
     instead: 'set it to false',

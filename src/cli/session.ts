@@ -22,6 +22,7 @@ export async function openSession(io: Io, globals: GlobalOptions, signal: AbortS
   const { config } = loaded;
   const logger = createLogger(config.log, io.stderr);
   logger.addSecrets(loaded.secrets);
+  io.onSecrets?.((text) => logger.mask(text));
   for (const warning of loaded.warnings) logger.warning(warning);
   if (globals.logConfig === true) await print(io.stdout, loaded.effective());
   return { io, config, configFile: globals.config, logger, signal };

@@ -1,5 +1,5 @@
 import { createReadStream } from 'node:fs';
-import { mkdtemp, rm, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { UsageError } from '../errors.ts';
@@ -54,19 +54,22 @@ export async function get(
       await storage.load(name, output, session);
       return;
     }
-    const directory = await mkdtemp(
-      path.join(
-        session.config.spoolDir || session.io.env['CACHE_DIRECTORY'] || tmpdir(),
-        'lightningstream-get-',
-      ),
-    );
+    const { Spool } = await import('../snapshot/spool.ts');
+    const { loadNative } = await import('../native/index.ts');
+    const spool = Spool.open({
+      configured: session.config.spoolDir,
+      cacheDirectory: session.io.env['CACHE_DIRECTORY'],
+      temporaryDirectory: tmpdir(),
+      tryLock: (lockPath) => loadNative().tryLock(lockPath),
+      logger: session.logger,
+    });
     try {
-      const file = path.join(directory, 'snapshot');
+      const file = spool.pathFor(name);
       await storage.load(name, file, session);
       for await (const chunk of createReadStream(file, { signal: session.signal }))
         await print(session.io.stdout, chunk as Uint8Array);
     } finally {
-      await rm(directory, { recursive: true, force: true });
+      await spool.close();
     }
   });
   return 0;

@@ -1,4 +1,4 @@
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   copyFileSync,
@@ -18,6 +18,8 @@ import { EXIT, run } from '../../src/cli/run.ts';
 import { recordLog } from '../helpers/log-recorder.ts';
 import { capture } from '../helpers/output.ts';
 import { launcher, tempDir, type TempDir, until } from '../helpers/process.ts';
+
+const main = join(import.meta.dirname, '../../src/main.ts');
 
 async function call(args: readonly string[], ...surroundings: Parameters<typeof capture>) {
   const io = capture(...surroundings);
@@ -213,6 +215,19 @@ describe('features that are not built yet', () => {
     expect(await refused(['sync'], more, storage)).toEqual({ code: 1, keys });
   });
 
+  test.each([
+    ['auto', []],
+    ['off', []],
+    ['5', ['lmdbs.main.schema_guard']],
+  ])('schema_guard: %s', async (value, keys) => {
+    await using dir = await tempDir();
+    const file = configure(dir);
+    writeFileSync(file, readFileSync(file, 'utf8').replace('{main: {', `{main: {schema_guard: ${value}, `));
+    const { code, stderr } = await call(['-c', file, 'receive', '--only-once']);
+    expect(code).toBe(keys.length);
+    expect(stderr.match(/lmdbs\.[\w.]+(?=.* is not built yet)/g) ?? []).toEqual(keys);
+  });
+
   test('of an LMDB, unless it is left out', async () => {
     await using dir = await tempDir();
     const file = dir.join('ls.yaml');
@@ -274,7 +289,16 @@ describe('snapshots', () => {
     expect((await snapshots('get', older, '-o', dir.join('copy'))).code).toBe(0);
     expect(readFileSync(dir.join('copy'))).toEqual(content);
     expect((await snapshots('get', older, '-o', '-')).bytes).toEqual(content);
-    expect(readdirSync(dir.path).filter((name) => name.includes('get'))).toEqual([]);
+    expect(readdirSync(dir.path).filter((name) => name.startsWith('lightningstream'))).toEqual([]);
+    writeFileSync(
+      dir.join('wrong.yaml'),
+      `${readFileSync(file, 'utf8').replace(/^spool_dir: .*/m, `spool_dir: ${local}`)}`,
+    );
+    const unusable = await call(['-c', dir.join('wrong.yaml'), 'snapshots', 'get', older, '-o', '-']);
+    expect(unusable.code).toBe(1);
+    expect(unusable.stderr).toMatch(
+      /^lightningstream: spool_dir: cannot use .*local for temporary files: .*\n$/,
+    );
 
     expect((await snapshots('remove', older)).code).toBe(0);
     expect((await snapshots('remove', older)).code).toBe(0);
@@ -319,8 +343,7 @@ describe('--minimum-pid', () => {
     execPath: process.execPath,
     args: ['-e', script],
     env: { ...process.env, ...env },
-    on: () => undefined,
-    off: () => undefined,
+    takeStops: () => () => undefined,
   });
 
   test('a process with a low id lets another one work', async () => {
@@ -342,6 +365,83 @@ describe('--minimum-pid', () => {
     expect(text()).toContain('does not satisfy minimum');
   });
 
+  const minimumPidModule = JSON.stringify(new URL('../../src/cli/minimum-pid.ts', import.meta.url).href);
+  const logger = '{ info() {}, warning() {} }';
+
+  /** The program behind another process, in a process group as in a terminal, waiting for a marker file. */
+  const startPair = async (dir: TempDir) => {
+    const program = [main, '-c', configure(dir), 'receive', '--wait-for-marker-file', 'never'];
+    const script = `
+      const { ensureMinimumPid } = await import(${minimumPidModule});
+      let times = 0;
+      const code = await ensureMinimumPid(2, ${logger}, {
+        pid: 1, execPath: process.execPath, args: ${JSON.stringify(program)}, env: process.env,
+        takeStops(listener) {
+          for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => listener({ signal, times: ++times }));
+          return () => undefined;
+        },
+      });
+      process.exit(code);`;
+    const parent = spawn(process.execPath, ['--input-type=module', '-e', script], {
+      detached: true,
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    const group = -(parent.pid ?? Number.NaN);
+    let log = '';
+    parent.stderr.setEncoding('utf8').on('data', (text: string) => {
+      log += text;
+    });
+    let ended: number | null | undefined;
+    let closed = false;
+    parent.once('exit', (code) => {
+      ended = code;
+    });
+    parent.once('close', () => {
+      closed = true;
+    });
+    const spools = () => readdirSync(dir.path).filter((name) => name.startsWith('lightningstream-spool-'));
+    await until(() => log.includes('Waiting for marker file'), { what: 'the program works' });
+    return {
+      parent,
+      group,
+      spools,
+      code: async () => {
+        await until(() => ended !== undefined, { what: 'it has ended' });
+        return ended;
+      },
+      /** Nobody writes to its log any more. */
+      gone: () => until(() => closed, { what: 'all have ended' }),
+      [Symbol.dispose]: () => {
+        if (!closed) process.kill(group, 'SIGKILL');
+      },
+    };
+  };
+
+  test('Ctrl-C reaches both processes and counts once', async () => {
+    await using dir = await tempDir();
+    using pair = await startPair(dir);
+    expect(pair.spools()).toHaveLength(1);
+    process.kill(pair.group, 'SIGINT');
+    expect(await pair.code()).toBe(0);
+    expect(pair.spools()).toEqual([]);
+  });
+
+  test('a signal for the waiting process alone is passed on', async () => {
+    await using dir = await tempDir();
+    using pair = await startPair(dir);
+    pair.parent.kill('SIGTERM');
+    expect(await pair.code()).toBe(0);
+    expect(pair.spools()).toEqual([]);
+  });
+
+  test('without the waiting process there is nobody to work for', async () => {
+    await using dir = await tempDir();
+    using pair = await startPair(dir);
+    pair.parent.kill('SIGKILL');
+    await pair.gone();
+    expect(pair.spools()).toEqual([]);
+  });
+
   // A user namespace lets anybody have one, where the system allows that.
   const unshare = [
     '--pid',
@@ -353,13 +453,35 @@ describe('--minimum-pid', () => {
 
   test.skipIf(!allowed)('in a pid namespace of its own', async () => {
     await using dir = await tempDir();
-    const main = join(import.meta.dirname, '../../src/main.ts');
     const inside = `"$0" "$1" -c "$2" --minimum-pid 60 --log-format json snapshots list`;
     const args = [...unshare, 'sh', '-c', `${inside}; exit $?`, process.execPath, main, configure(dir)];
     const output = execFileSync('sh', ['-c', 'unshare "$@" 2>&1', 'sh', ...args], { encoding: 'utf8' });
     expect(output).toMatch(/"minimum_pid":60.*Spawning processes/);
     expect(output).not.toContain('does not satisfy');
   });
+});
+
+test('what nobody caught is printed without secrets', async () => {
+  await using dir = await tempDir();
+  const file = configure(dir, '', '{type: s3, options: {secret_key: hunter22}}');
+  // Fails as soon as the configuration has been shown.
+  const preload = `
+    const write = process.stdout.write;
+    process.stdout.write = (...args) => {
+      process.nextTick(() => { throw new Error('no access with hunter22'); });
+      return write.apply(process.stdout, args);
+    };`;
+  const flags = ['--import', `data:text/javascript,${encodeURIComponent(preload)}`];
+  const { status, stderr, stdout } = spawnSync(
+    process.execPath,
+    [...flags, main, '-c', file, '--log-config', '--debug'],
+    { encoding: 'utf8' },
+  );
+  expect(status).toBe(1);
+  expect(stderr).toMatch(
+    /^lightningstream: internal error, please report it: no access with \*\*\*\nError: /,
+  );
+  expect(stdout + stderr).not.toContain('hunter22');
 });
 
 describe('launcher', () => {
