@@ -91,9 +91,13 @@ export class Publisher {
     return this.#retryAtMs;
   }
 
-  /** There is a snapshot to try again with. */
-  get hasPending(): boolean {
-    return this.#pending !== undefined;
+  /** There is a snapshot to try again with, and no later one under our name that would hide it. */
+  get canRetry(): boolean {
+    const newest = this.#o.newestOwn();
+    return (
+      this.#pending !== undefined &&
+      (newest === undefined || newest.timestampNano <= this.#pending.name.timestampNano)
+    );
   }
 
   get lastStored(): Stored | undefined {
@@ -104,25 +108,25 @@ export class Publisher {
    * Takes a snapshot and begins to store it. Returns the id of the transaction that it shows. Undefined when the storage had
    * no place for it, which is a failed attempt like any other. Throws what is wrong with the LMDB or the spool.
    *
-   * One that shows nothing newer than `newerThan` is not stored: LastTxnID counts a commit a moment before readers see it (the
-   * meta page is written, then its id in the lock file, where new readers look; a writer killed in between leaves it so).
+   * Null when there is nothing newer than `newerThan` (0n = take one anyway): LastTxnID counts a commit a moment before readers
+   * see it (the meta page is written, then its id in the lock file, where new readers look; a writer killed in between leaves
+   * it so).
    */
-  async publish(env: Environment, newerThan: bigint, signal: AbortSignal): Promise<bigint | undefined> {
+  async publish(
+    env: Environment,
+    newerThan: bigint,
+    signal: AbortSignal,
+  ): Promise<bigint | null | undefined> {
     await this.#discard();
-    const dumped = await this.#dump(env, signal);
-    if (dumped === undefined) return undefined;
+    const dumped = await this.#dump(env, newerThan, signal);
+    if (dumped === undefined || dumped === null) return dumped;
     this.#pending = dumped;
-    const { transactionId } = dumped.result;
-    if (transactionId > newerThan) {
-      const { database: lmdb, metrics } = this.#o;
-      metrics.snapshotsGenerated.inc({ lmdb });
-      metrics.snapshotsGeneratedLastUnixSeconds.set({ lmdb }, Number(dumped.result.timestampNano) / 1e9);
-      metrics.snapshotsGeneratedLastSizeBytes.set({ lmdb }, dumped.result.compressedBytes);
-      this.retry(signal);
-    } else {
-      await this.#discard();
-    }
-    return transactionId;
+    const { database: lmdb, metrics } = this.#o;
+    metrics.snapshotsGenerated.inc({ lmdb });
+    metrics.snapshotsGeneratedLastUnixSeconds.set({ lmdb }, Number(dumped.result.timestampNano) / 1e9);
+    metrics.snapshotsGeneratedLastSizeBytes.set({ lmdb }, dumped.result.compressedBytes);
+    this.retry(signal);
+    return dumped.result.transactionId;
   }
 
   /** Begins to store the pending snapshot again. */
@@ -148,7 +152,7 @@ export class Publisher {
     await this.#discard();
   }
 
-  async #dump(env: Environment, signal: AbortSignal): Promise<Dumped | undefined> {
+  async #dump(env: Environment, newerThan: bigint, signal: AbortSignal): Promise<Dumped | null | undefined> {
     const { database, instance, hostname, storage, spool, clock } = this.#o;
     const fromMs = clock.monotonicMs();
     const now = clock.wallNano();
@@ -172,10 +176,12 @@ export class Publisher {
       const result = await env.publish({
         spoolPath: path,
         meta: { generationId: DEFAULT_GENERATION, instanceId: instance, hostname, databaseName: database },
+        newerThan,
         mode: 'native',
         signal,
         ...(floor !== undefined && now <= floor ? { timestampNano: floor + 1n } : {}),
       });
+      if (result === null) return null;
       const parsed = parseSnapshotName(name(result.timestampNano));
       if (parsed === undefined) throw new Error(`snapshot time ${result.timestampNano} makes no name`);
       const dumped = { name: parsed, path, result, fromMs };

@@ -1,4 +1,4 @@
-import { errorMessage } from '../errors.ts';
+import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { Config } from '../config/types.ts';
 import { formatDuration } from '../config/units.ts';
 import { ACTIVITY, type Condition, type FailureTracker, type Health } from '../observability/health.ts';
@@ -9,10 +9,13 @@ import { databasePrefix, shortHash, type SnapshotName } from '../snapshot/name.t
 import type { Spool } from '../snapshot/spool.ts';
 import { compareNames } from '../storage/order.ts';
 import type { Storage } from '../storage/storage.ts';
+import { Repeats } from './repeats.ts';
 import { Bell, type Clock, Limit, sleep } from './wait.ts';
 
 /** Between listings that hints ask for; hints come in flocks. */
 const minListingGapMs = 20;
+/** So many refused snapshots of one instance in a row, and its older ones are left alone: they come from the same program. */
+const maxRefused = 3;
 
 export interface ReceiverOptions {
   readonly database: string;
@@ -36,8 +39,8 @@ export interface ReadySnapshot {
   readonly name: SnapshotName;
   readonly path: string;
   readonly sizeBytes: number;
-  /** Gives back its place among the decompressed ones. */
-  readonly release: () => void;
+  /** Gives back its place among the decompressed ones; undefined when it was given back. */
+  release: (() => void) | undefined;
 }
 
 /**
@@ -70,17 +73,21 @@ export class Receiver {
   /** Instances with a download under way, and the downloads themselves. */
   readonly #downloading = new Map<string, Promise<void>>();
   readonly #skipped = new Set<string>();
+  /** Of each instance the snapshot that was gone when it was to be fetched. */
+  readonly #missing = new Map<string, string>();
+  readonly #loadTrouble = new Map<string, Repeats>();
+  readonly #listTrouble: Repeats;
 
   /** The newest snapshot under our name that is accounted for: ours, or known as a stranger's. */
   #newestOwn: SnapshotName | undefined;
   #wantsOwn = false;
   #listed = false;
-  #listError: string | undefined;
 
   constructor(options: ReceiverOptions) {
     const { database, config, health } = options;
     this.#o = options;
     this.#log = options.logger.child({ component: 'receiver' });
+    this.#listTrouble = new Repeats(options.clock);
     this.#listHealth = health.failureTracker(
       `${database}_storage_list`,
       ACTIVITY.storageList,
@@ -111,6 +118,16 @@ export class Receiver {
     return this.#newestOwn;
   }
 
+  /** One of our own snapshots has to be merged before we may store. */
+  get wantsOwn(): boolean {
+    return this.#wantsOwn;
+  }
+
+  /** Snapshots of the instance are in the storage, but none of them can be used. */
+  hasSetAside(instance: string): boolean {
+    return [...this.#setAside.values()].some(({ name }) => name.instance === instance);
+  }
+
   get hasReady(): boolean {
     return this.#ready.size > 0;
   }
@@ -136,12 +153,16 @@ export class Receiver {
     metrics.snapshotsInStorageCount.set({ lmdb: database }, listing.snapshots.length);
     metrics.snapshotsInStorageBytes.set({ lmdb: database }, listing.totalBytes);
     this.#forgetAbsent(listing);
+    const givenUp = this.#givenUp();
     this.#newest = new Map(
-      newestUsable(listing, new Set(this.#setAside.keys())).map(({ name }) => [name.instance, name]),
+      newestUsable(listing, new Set(this.#setAside.keys()))
+        .filter(({ name }) => !isBefore(name, givenUp.get(name.instance)))
+        .map(({ name }) => [name.instance, name]),
     );
     this.#lookForOwn(listing);
     this.#listed = true;
     for (const name of this.#newest.values()) this.#notice(name, signal);
+    this.#forgetTrouble();
     this.#o.onChange();
   }
 
@@ -159,15 +180,13 @@ export class Receiver {
         const from = clock.monotonicMs();
         try {
           await this.list(signal);
-          if (this.#listError !== undefined) this.#log.info('Listing the storage works again');
-          this.#listError = undefined;
+          this.#listTrouble.over(() => this.#log.info('Listing the storage works again'));
         } catch (error) {
           signal.throwIfAborted();
-          // The same trouble every second is said once; health has it all the time.
-          const text = errorMessage(error);
-          if (text === this.#listError) this.#log.debug('Listing the storage failed again', { error });
-          else this.#log.error('Listing the storage failed; trying again', { error });
-          this.#listError = text;
+          // Health has it all the time.
+          this.#listTrouble.failed(errorMessage(error), (times) =>
+            this.#log.error('Listing the storage failed; trying again', { error, times }),
+          );
         }
         // So that hints never keep us listing for more than a third of the time.
         gapMs = Math.max(minListingGapMs, 2 * (clock.monotonicMs() - from));
@@ -194,7 +213,7 @@ export class Receiver {
     const { name } = snapshot;
     if (outcome === 'merged') {
       this.#merged.set(name.instance, name);
-      if (name.instance === this.#o.instance) this.#wantsOwn = false;
+      this.#settleOwn();
       this.#judge();
     } else {
       this.#setAside.set(name.name, { name, ...outcome });
@@ -207,7 +226,8 @@ export class Receiver {
   /** A fault of our own side prevents the merge: the snapshot is held until {@link retryKept}, or until a newer one is there. */
   keep(snapshot: ReadySnapshot): void {
     // Its place is given back: else a few of these would block the newer snapshots of all others.
-    snapshot.release();
+    snapshot.release?.();
+    snapshot.release = undefined;
     this.#kept.set(snapshot.name.instance, snapshot);
   }
 
@@ -222,8 +242,7 @@ export class Receiver {
 
   /** To be told before an upload begins, so that its appearance surprises nobody. */
   noteOwn(name: SnapshotName): void {
-    this.#newestOwn = name;
-    this.#wantsOwn = false;
+    if (!isBefore(name, this.#newestOwn)) this.#newestOwn = name;
   }
 
   /** Removes what is left in the spool; only after {@link run} has ended. */
@@ -237,13 +256,48 @@ export class Receiver {
 
   #lookForOwn(listing: Listing): void {
     const newest = listing.newest(this.#o.instance)?.name;
-    if (newest === undefined) return;
     const known = this.#newestOwn;
-    if (known !== undefined && compareNames(newest.name, known.name) <= 0) return;
-    this.#newestOwn = newest;
-    // At start it is our history; later it may hold what our own snapshots, being newer, would hide from everybody else.
-    this.#wantsOwn = true;
-    if (this.#listed) this.#o.onForeign(newest);
+    if (newest !== undefined && (known === undefined || isBefore(known, newest))) {
+      this.#newestOwn = newest;
+      // At start it is our history; later it may hold what our own snapshots, being newer, would hide from everybody else.
+      this.#wantsOwn = true;
+      if (this.#listed) this.#o.onForeign(newest);
+    }
+    this.#settleOwn();
+  }
+
+  /** What made us want our own snapshots may be merged, unusable or gone, with nothing new in what is left. */
+  #settleOwn(): void {
+    const usable = this.#newest.get(this.#o.instance);
+    const merged = this.#merged.get(this.#o.instance);
+    if (usable === undefined || (merged !== undefined && !isBefore(merged, usable))) this.#wantsOwn = false;
+  }
+
+  /** Of each instance with too many refused snapshots the newest of these: what is older is not tried any more. */
+  #givenUp(): Map<string, SnapshotName> {
+    return new Map(
+      [...this.#refused()].flatMap(([instance, all]) =>
+        all.length < maxRefused ? [] : [[instance, all[0]!.name]],
+      ),
+    );
+  }
+
+  /** Refused snapshots by instance, the newest first. */
+  #refused(): Map<string, { name: SnapshotName; reason: string }[]> {
+    const refused = [...this.#setAside.values()].filter((each) => each.refused);
+    refused.sort((a, b) => compareNames(b.name.name, a.name.name));
+    return Map.groupBy(refused, ({ name }) => name.instance);
+  }
+
+  /** Failed loads of snapshots that nobody needs any more are over, too. */
+  #forgetTrouble(): void {
+    const wanted = new Set(
+      [...this.#newest.values()].filter((name) => this.#wants(name)).map(({ instance }) => instance),
+    );
+    if (wanted.size === 0) this.#loadHealth.success();
+    for (const memory of [this.#missing, this.#loadTrouble]) {
+      for (const instance of memory.keys()) if (!wanted.has(instance)) memory.delete(instance);
+    }
   }
 
   #forgetAbsent(listing: Listing): void {
@@ -317,13 +371,16 @@ export class Receiver {
       } catch (error) {
         signal.throwIfAborted();
         metrics.snapshotsLoadFailed.inc({ lmdb: database, syncer_instance: instance });
-        this.#loadHealth.failure(error);
-        this.#log.warning('Load failed, retrying', { filename: name.name, error });
+        this.#loadFailed(name, error);
         // It may be gone because there is a newer one.
         this.#bell.ring();
         return false;
       }
       this.#loadHealth.success();
+      this.#missing.delete(instance);
+      this.#loadTrouble
+        .get(instance)
+        ?.over(() => this.#log.info('Loading snapshots works again', { snapshot_instance: instance }));
       metrics.snapshotsLoadBytes.inc(sizeBytes);
       this.#log.debug('Snapshot downloaded', {
         snapshot_instance: instance,
@@ -331,13 +388,19 @@ export class Receiver {
         shorthash: shortHash(instance, name.timestamp),
         time_load_storage: formatDuration(Math.round(clock.monotonicMs() - from)),
       });
-      // The older one first: it holds a place that this one may be waiting for.
-      await this.#supersede(instance);
-      const release = await this.#decompressed.acquire(signal);
+      // It takes over the place of the one that it supersedes, also in the queue: else the busiest instance would never get on.
+      const release = this.#ready.get(instance)?.release ?? (await this.#decompressed.acquire(signal));
+      const superseded = [this.#ready.get(instance), this.#kept.get(instance)];
       this.#fetched.set(instance, name.name);
       this.#ready.set(instance, { name, path, sizeBytes, release });
+      this.#kept.delete(instance);
       path = undefined;
       this.#o.onChange();
+      for (const older of superseded) {
+        if (older === undefined) continue;
+        this.#log.debug('Snapshot superseded before it was merged', { filename: older.name.name });
+        await spool.remove(older.path);
+      }
       return true;
     } finally {
       if (path !== undefined) await spool.remove(path);
@@ -345,35 +408,42 @@ export class Receiver {
     }
   }
 
-  async #supersede(instance: string): Promise<void> {
-    for (const held of [this.#ready, this.#kept]) {
-      const older = held.get(instance);
-      if (older === undefined) continue;
-      held.delete(instance);
-      this.#log.debug('Snapshot superseded before it was merged', { filename: older.name.name });
-      await this.#drop(older);
+  #loadFailed(name: SnapshotName, error: unknown): void {
+    const { instance } = name;
+    const gone = error instanceof LightningStreamError && error.code === 'NOT_FOUND';
+    if (gone && this.#missing.get(instance) !== name.name) {
+      // Removed since it was listed, most likely; only when it is listed again it is a failure.
+      this.#missing.set(instance, name.name);
+      this.#log.debug('Snapshot is gone', { filename: name.name });
+      return;
     }
+    this.#loadHealth.failure(error);
+    let trouble = this.#loadTrouble.get(instance);
+    if (trouble === undefined) this.#loadTrouble.set(instance, (trouble = new Repeats(this.#o.clock)));
+    // The same trouble, though the object is another one.
+    trouble.failed(errorMessage(error).replaceAll(name.name, ''), (times) =>
+      this.#log.warning('Load failed, retrying', { filename: name.name, error, times }),
+    );
   }
 
   async #drop(snapshot: ReadySnapshot): Promise<void> {
-    snapshot.release();
+    snapshot.release?.();
     await this.#o.spool.remove(snapshot.path);
   }
 
   /** Refused snapshots are a warning until a newer one of the same instance is merged, or they are gone from the storage. */
   #judge(): void {
-    const open = [...this.#setAside.values()].filter(({ name, refused }) => {
-      const merged = this.#merged.get(name.instance);
-      const stored = name.instance === this.#o.instance ? this.#newestOwn : undefined;
-      return (
-        refused &&
-        ![merged, stored].some((newer) => newer !== undefined && compareNames(newer.name, name.name) > 0)
-      );
+    const open = [...this.#refused()].filter(([instance, [newest]]) => {
+      const stored = instance === this.#o.instance ? this.#newestOwn : undefined;
+      return ![this.#merged.get(instance), stored].some((newer) => isBefore(newest!.name, newer));
     });
     if (open.length === 0) this.#setAsideCondition.clear();
     else {
       const text = open
-        .map(({ name, reason }) => `snapshot ${name.name} cannot be merged: ${reason}`)
+        .map(([, [newest, ...older]]) => {
+          const more = older.length === 0 ? '' : ` (and ${older.length} older of this instance)`;
+          return `snapshot ${newest!.name.name} cannot be merged: ${newest!.reason}${more}`;
+        })
         .join('; ');
       this.#setAsideCondition.set('warning', text);
     }
@@ -396,4 +466,8 @@ export class Receiver {
       },
     });
   }
+}
+
+function isBefore(a: SnapshotName, b: SnapshotName | undefined): boolean {
+  return b !== undefined && compareNames(a.name, b.name) < 0;
 }

@@ -13,6 +13,7 @@ import type { Spool } from '../snapshot/spool.ts';
 import type { Storage } from '../storage/storage.ts';
 import { durations, Publisher } from './publisher.ts';
 import { type ReadySnapshot, Receiver } from './receiver.ts';
+import { Repeats } from './repeats.ts';
 import { Bell, type Clock, sleep } from './wait.ts';
 
 /** How often the LMDB is looked at when no hint comes. */
@@ -209,7 +210,7 @@ export class Syncer {
       failed: false,
       said: new Set(),
       checkReadersAtMs: now,
-      logStatsAtMs: now + (config.lmdbLogStatsIntervalMs || Infinity),
+      logStatsAtMs: config.lmdbLogStatsIntervalMs > 0 ? now + config.lmdbLogStatsIntervalMs : Infinity,
     };
     const session: Session = { env, receiver, publisher, state, signal };
     this.#session = session;
@@ -241,13 +242,17 @@ export class Syncer {
   async #firstListing({ env, receiver, state, signal }: Session): Promise<void> {
     const { instance, mode } = this.#o;
     this.#phase = 'listing';
+    const trouble = new Repeats(this.#o.clock);
     for (;;) {
       try {
         await receiver.list(signal);
+        trouble.over(() => this.#log.info('Listing the storage works'));
         break;
       } catch (error) {
         signal.throwIfAborted();
-        this.#log.info('Waiting for the first listing of the storage', { error });
+        trouble.failed(errorMessage(error), (times) =>
+          this.#log.info('Waiting for the first listing of the storage', { error, times }),
+        );
         await sleep(firstListingIntervalMs, signal);
       }
     }
@@ -314,7 +319,9 @@ export class Syncer {
       if (!localChange && result.transactionId !== null) state.lastSyncedTxnId = result.transactionId;
       await receiver.done(snapshot, 'merged');
       this.#logMerge(snapshot, result, clock.monotonicMs() - fromMs);
-      if (state.waitingFor.delete(snapshot.name.instance)) {
+      // Of our own a later one may have appeared meanwhile.
+      const wantsMore = snapshot.name.instance === this.#o.instance && receiver.wantsOwn;
+      if (!wantsMore && state.waitingFor.delete(snapshot.name.instance)) {
         this.#log.info('No longer waiting for instance', { other_instance: snapshot.name.instance });
       }
       if (localChange && merges > maxConsecutiveMerges) break;
@@ -373,14 +380,18 @@ export class Syncer {
     });
   }
 
-  /** Step 2: whoever has no usable snapshot in the storage any more is not waited for. */
+  /** Step 2: whoever has no usable snapshot in the storage any more, or of ours none with news, is not waited for. */
   #updateWaitingFor({ receiver, state }: Session): void {
     for (const name of state.waitingFor) {
-      if (receiver.instances.has(name)) continue;
+      const listed = receiver.instances.has(name);
+      if (listed && (name !== this.#o.instance || receiver.wantsOwn)) continue;
       state.waitingFor.delete(name);
-      this.#log.info('No longer waiting for instance, because its snapshots disappeared', {
-        other_instance: name,
-      });
+      const why = listed
+        ? 'what is left of its snapshots is merged already'
+        : receiver.hasSetAside(name)
+          ? 'none of its snapshots can be used'
+          : 'its snapshots disappeared';
+      this.#log.info(`No longer waiting for instance, because ${why}`, { other_instance: name });
     }
   }
 
@@ -421,7 +432,7 @@ export class Syncer {
     const notBeforeMs =
       publisher.phase === 'failed' ? publisher.retryAtMs : last ? 0 : state.publishNotBeforeMs;
     if (now < notBeforeMs) return notBeforeMs - now;
-    if (publisher.phase === 'failed' && publisher.hasPending && !changed) {
+    if (publisher.phase === 'failed' && publisher.canRetry && !changed) {
       publisher.retry(signal);
     } else {
       if (!this.#mayRetry(state.publishFault, env)) return Infinity;
@@ -431,17 +442,15 @@ export class Syncer {
       try {
         const anyway = overdue || publisher.phase === 'failed';
         const txnId = await publisher.publish(env, anyway ? 0n : state.lastSyncedTxnId, signal);
-        if (txnId !== undefined) {
+        if (txnId === null) {
+          // The commit is not visible yet; it mostly is a few ms later.
+          waitMs = Math.min(waitMs, 2 ** ++state.tooEarly);
+        } else if (txnId !== undefined) {
           if (state.publishFault !== undefined) this.#log.info('Taking snapshots works again');
           state.publishFault = undefined;
-          if (anyway || txnId > state.lastSyncedTxnId) {
-            state.lastSyncedTxnId = txnId;
-            state.lastSnapshotMs = clock.monotonicMs();
-            state.tooEarly = 0;
-          } else {
-            // The commit is not visible yet; it mostly is a few ms later.
-            waitMs = Math.min(waitMs, 2 ** ++state.tooEarly);
-          }
+          state.lastSyncedTxnId = txnId;
+          state.lastSnapshotMs = clock.monotonicMs();
+          state.tooEarly = 0;
         }
       } catch (error) {
         signal.throwIfAborted();

@@ -73,7 +73,7 @@ describe('our own snapshots', () => {
     await a.app.put(DBI, 'key', 'value');
     await a.start();
     await a.logged('Snapshot marked as corrupt and will be ignored');
-    await a.logged('No longer waiting for instance, because its snapshots disappeared');
+    await a.logged('No longer waiting for instance, because none of its snapshots can be used');
     await a.logged('Stored snapshot');
   });
 });

@@ -2,6 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parseSnapshotName, type SnapshotName } from '../../src/snapshot/name.ts';
 import { type ReadySnapshot, Receiver } from '../../src/sync/receiver.ts';
+import { StorageError } from '../../src/storage/storage.ts';
 import { systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
 import { config, name, type Surroundings, surroundings } from './sync-helpers.ts';
@@ -130,6 +131,25 @@ describe('Receiver', () => {
     expect((await readdir(got.path.replace(/\/[^/]*$/, ''))).length).toBe(2);
   });
 
+  it('lets a newer snapshot take the place of the one that it supersedes, also in the queue', async () => {
+    await around.put(name('busy', 1), 'first');
+    const receiver = await receive('memory_decompressed_snapshots: 2');
+    await until(() => receiver.hasReady, { what: 'the first is ready' });
+    await around.put(name('other', 1), 'of the other');
+    const active = 'lightningstream_climit_active{lmdb="main",limit_name="decompress"}';
+    await until(async () => (await around.metric(active)) === 2, { what: 'both are ready' });
+    await around.put(name('third', 1), 'waits for a place');
+    await until(() => loads().includes(name('third', 1)), { what: 'the third is fetched' });
+    await around.put(name('busy', 2), 'second');
+    await until(() => around.log.text().includes('superseded'), { what: 'the first is superseded' });
+    expect(await around.metric(active)).toBe(2);
+    const order = [receiver.next()!, receiver.next()!];
+    expect(order.map((each) => each.name.name)).toEqual([name('busy', 2), name('other', 1)]);
+    for (const each of order) await receiver.done(each, 'merged');
+    await receiver.done(await next(receiver), 'merged');
+    expect(await around.metric(active)).toBe(0);
+  });
+
   it('holds no more snapshots than configured, and goes on when one is done', async () => {
     for (const instance of ['a', 'b', 'c', 'd', 'e']) await around.put(name(instance, 1), instance);
     const receiver = await receive('memory_downloaded_snapshots: 1\nmemory_decompressed_snapshots: 2');
@@ -181,6 +201,49 @@ describe('Receiver', () => {
     await around.put(name('b', 1), 'hint');
     await next(receiver);
     expect(loads()).toEqual([name('a', 2), name('a', 1), name('b', 1)]);
+  });
+
+  it('does not report that an object was removed before it was loaded, nor trouble with one that is gone', async () => {
+    around.storage.failure.load = new StorageError('NOT_FOUND', 'load', name('a', 1), 'no such object');
+    await around.put(name('a', 1), 'x');
+    await receive();
+    const failed = (): string | undefined =>
+      around.health.report().failures['main_storage_load_failed_duration'];
+    await until(() => around.log.text().includes('Snapshot is gone'), { what: 'the first attempt' });
+    expect(failed()).toBeUndefined();
+    // Listed all the while: that is trouble.
+    await until(failed, { what: 'a failure' });
+    await around.objects.delete(name('a', 1), deleted);
+    await until(() => failed() === undefined, { what: 'nothing is wanted any more' });
+  });
+
+  it('says failing loads once, and once that they work again', async () => {
+    around.storage.failure.load = new Error('no route');
+    await around.put(name('a', 1), 'x');
+    const receiver = await receive();
+    await until(() => loads().length >= 4, { what: 'four attempts' });
+    around.storage.failure.load = undefined;
+    await next(receiver);
+    expect(around.log.text().match(/Load failed, retrying/g)).toHaveLength(1);
+    expect(around.log.text().match(/Loading snapshots works again/g)).toHaveLength(1);
+  });
+
+  it('gives up on the older snapshots of an instance after three refused ones, until there is a newer one', async () => {
+    for (const second of [1, 2, 3, 4, 5]) await around.put(name('a', second), 'too new');
+    const receiver = await receive();
+    for (const second of [5, 4, 3]) {
+      const got = await next(receiver);
+      expect(got.name.name).toBe(name('a', second));
+      await receiver.done(got, { refused: true, reason: 'version 9' });
+    }
+    await until(() => receiver.instances.size === 0, { what: 'the instance is given up' });
+    await listings(2);
+    expect(loads()).toHaveLength(3);
+    expect(around.health.report().warnings).toEqual({
+      main_snapshot_set_aside: `snapshot ${name('a', 5)} cannot be merged: version 9 (and 2 older of this instance)`,
+    });
+    await around.put(name('a', 6), 'fine');
+    expect((await next(receiver)).name.name).toBe(name('a', 6));
   });
 
   it('forgets an instance whose only snapshot cannot be used', async () => {

@@ -369,6 +369,7 @@ describe('storage trouble', () => {
     expect(await stored()).toEqual([]);
     around.storage.failure.list = undefined;
     await storedCount(1);
+    await logged('Listing the storage works');
     await until(() => around.health.report().metadata['startup_main'] === true, {
       what: 'the start is over',
     });
@@ -538,7 +539,33 @@ describe('our own snapshots', () => {
     await application().put('data', 'k', 'v');
     run();
     await storedCount(2);
-    await logged('because its snapshots disappeared');
+    await logged('because none of its snapshots can be used');
+  });
+
+  it.each([
+    ['corrupt', (late: string) => around.put(late, 'no snapshot'), 'marked as corrupt'],
+    [
+      'removed before it is loaded',
+      async (late: string) => {
+        let open = (): void => undefined;
+        around.storage.gate.load = new Promise((resolve) => (open = resolve));
+        await around.put(late, remote(entry('x', 'late')));
+        await until(() => around.storage.calls.includes(`load ${late}`), { what: 'the download' });
+        await around.objects.delete(late, { signal });
+        open();
+      },
+      'Snapshot is gone',
+    ],
+  ])('do not hold uploads up when a late one is %s', async (_, appear, line) => {
+    await around.put(name('self', 1), remote(entry('x', 'of ours')));
+    run();
+    await readable('x', 'of ours');
+    await appear(name('self', 2));
+    await logged(line);
+    await logged('because what is left of its snapshots is merged already');
+    await application().put('data', 'k', 'v');
+    await until(async () => (await stored()).some((each) => each > name('self', 2)), { what: 'an upload' });
+    expect(around.health.report().status).toBe('OK');
   });
 
   it('are not fetched while we store them', async () => {
@@ -603,6 +630,26 @@ describe('a second instance of our name', () => {
     clock.advance(3_600_001);
     await storedCount(3);
     expect(around.health.report().ok).toBe(true);
+  });
+
+  it('does not hold uploads up when ours, older than its, was on its way', async () => {
+    around.storage.failure.store = new Error('no space');
+    await application().put('data', 'k', 'v');
+    const clock = adjustableClock();
+    run('storage_force_snapshot_interval: 1h', { clock });
+    await logged('Store failed, retrying');
+    await around.put(theirs(), remote(entry('x', 'theirs')));
+    await readable('x', 'theirs');
+    around.storage.failure.store = undefined;
+    clock.advance(3_600_001);
+    const [, later = ''] = await storedCount(2);
+    expect(later > theirs()).toBe(true);
+    // Not noticed anew, now that ours is there.
+    await application().put('data', 'k', 'changed');
+    await storedCount(3);
+    await rounds();
+    expect(around.health.report().status).toBe('OK');
+    expect(count('Instance name used twice')).toBe(1);
   });
 
   it('is not suspected because a snapshot of an earlier run appears late', async () => {
@@ -752,6 +799,28 @@ describe('watchFile', () => {
 
   it('does without what cannot be watched', () => {
     watchFile(around.dir.join('nosuch'), () => undefined)();
+  });
+});
+
+describe('lmdb_log_stats_interval', () => {
+  it.each(['0', '-1s'])('%s means off', async (interval) => {
+    await application().put('data', 'k', 'v');
+    run(`lmdb_log_stats_interval: ${interval}`);
+    await storedCount(1);
+    await rounds();
+    expect(count('LMDB stats')).toBe(0);
+  });
+
+  it('is how often the state of the LMDB is logged', async () => {
+    const clock = adjustableClock();
+    await application().put('data', 'k', 'v');
+    run('lmdb_log_stats_interval: 1h', { clock });
+    await storedCount(1);
+    expect(count('LMDB stats')).toBe(0);
+    clock.advance(3_600_001);
+    await logged('LMDB stats');
+    await rounds();
+    expect(count('LMDB stats')).toBe(1);
   });
 });
 
