@@ -5,7 +5,7 @@ import type { HealthConfig, TrackerConfig } from '../config/types.ts';
 export interface FailureTracker {
   success(): void;
   failure(error: unknown): void;
-  /** A call starts; the returned function says that it has ended, however. While it runs it counts like failures since then. */
+  /** A call starts; the returned function says that it has ended, however. Once it runs for the interval, it counts like failures since then. */
   begin(): () => void;
 }
 
@@ -106,7 +106,11 @@ export function createHealth(now: () => number): Health {
       checks.set(`${name}_failed_duration`, () => {
         // Calls are in the order of their starts.
         const [oldest] = running;
-        if (oldest !== undefined && (failing === undefined || oldest.sinceMs < failing.sinceMs))
+        if (
+          oldest !== undefined &&
+          now() - oldest.sinceMs >= config.intervalMs &&
+          (failing === undefined || oldest.sinceMs < failing.sinceMs)
+        )
           return judge(oldest.sinceMs, config, (d) => `trying to ${what} for ${d}, without an answer`);
         if (failing === undefined) return undefined;
         const { sinceMs, error } = failing;

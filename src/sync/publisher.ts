@@ -2,7 +2,13 @@ import { existsSync } from 'node:fs';
 import type { Config } from '../config/types.ts';
 import { formatDuration, humanSize } from '../config/units.ts';
 import type { Environment, PublishResult } from '../native/types.ts';
-import { ACTIVITY, type Condition, type FailureTracker, type Health } from '../observability/health.ts';
+import {
+  ACTIVITY,
+  type Condition,
+  type FailureTracker,
+  type Health,
+  tracked,
+} from '../observability/health.ts';
 import type { Logger } from '../observability/logger.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import {
@@ -205,7 +211,7 @@ export class Publisher {
     try {
       this.#o.beforeStore(name);
       metrics.snapshotsStoreCalls.inc();
-      await storage.store(name.name, path, { signal });
+      await tracked(this.#health, () => storage.store(name.name, path, { signal }));
       metrics.snapshotsStoreBytes.inc(result.compressedBytes);
       this.#health.success();
       this.#givenUp.clear();

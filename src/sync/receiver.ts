@@ -1,7 +1,13 @@
 import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { Config } from '../config/types.ts';
 import { formatDuration } from '../config/units.ts';
-import { ACTIVITY, type Condition, type FailureTracker, type Health } from '../observability/health.ts';
+import {
+  ACTIVITY,
+  type Condition,
+  type FailureTracker,
+  type Health,
+  tracked,
+} from '../observability/health.ts';
 import type { Logger } from '../observability/logger.ts';
 import type { LimitName, Metrics } from '../observability/metrics.ts';
 import { type Listing, newestUsable, readListing, stillListed } from '../snapshot/listing.ts';
@@ -142,7 +148,10 @@ export class Receiver {
     metrics.snapshotsListCalls.inc();
     let listing: Listing;
     try {
-      listing = readListing(await storage.list(databasePrefix(database), { signal }), database);
+      listing = readListing(
+        await tracked(this.#listHealth, () => storage.list(databasePrefix(database), { signal })),
+        database,
+      );
     } catch (error) {
       signal.throwIfAborted();
       metrics.snapshotsListFailed.inc({ lmdb: database });
@@ -367,7 +376,8 @@ export class Receiver {
       let sizeBytes: number;
       try {
         path = spool.pathFor(name.name);
-        sizeBytes = await storage.load(name.name, path, { signal });
+        const to = path;
+        sizeBytes = await tracked(this.#loadHealth, () => storage.load(name.name, to, { signal }));
       } catch (error) {
         signal.throwIfAborted();
         metrics.snapshotsLoadFailed.inc({ lmdb: database, syncer_instance: instance });

@@ -83,6 +83,17 @@ describe('failure tracker', () => {
     expect(health.report().status).toBe('OK');
   });
 
+  test('a call that has just begun does not count, whatever the durations', () => {
+    const { clock, health } = setUp();
+    health.failureTracker('x', 'list', { ...CONFIG, errorDurationMs: 0 }).begin();
+    clock.nowMs += CONFIG.intervalMs - 1;
+    expect(health.report().status).toBe('OK');
+    clock.nowMs += 1;
+    expect(health.report().failures).toEqual({
+      x_failed_duration: 'trying to list for 5s, without an answer',
+    });
+  });
+
   test('0 means at once', () => {
     const { health } = setUp();
     health.failureTracker('x', 'list', { ...CONFIG, errorDurationMs: 0 }).failure('gone');

@@ -47,7 +47,11 @@ export class TroubledStorage implements Storage {
   /** Thrown by the calls of this operation, while set. */
   readonly failure: { list?: Error | undefined; load?: Error | undefined; store?: Error | undefined } = {};
   /** Awaited before each call, while set. */
-  readonly gate: { load?: Promise<void> | undefined; store?: Promise<void> | undefined } = {};
+  readonly gate: {
+    list?: Promise<void> | undefined;
+    load?: Promise<void> | undefined;
+    store?: Promise<void> | undefined;
+  } = {};
   /** Calls, as `load NAME`. */
   readonly calls: string[] = [];
   readonly watch = (onChange: () => void): (() => void) => this.#inner.watch(onChange);
@@ -59,6 +63,7 @@ export class TroubledStorage implements Storage {
 
   async list(prefix: string, options: CallOptions): Promise<readonly StorageObject[]> {
     this.calls.push(`list ${prefix}`);
+    await passed(this.gate.list, options.signal);
     if (this.failure.list !== undefined) throw this.failure.list;
     return this.#inner.list(prefix, options);
   }

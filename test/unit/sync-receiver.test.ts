@@ -1,5 +1,6 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { createHealth } from '../../src/observability/health.ts';
 import { parseSnapshotName, type SnapshotName } from '../../src/snapshot/name.ts';
 import { type ReadySnapshot, Receiver } from '../../src/sync/receiver.ts';
 import { StorageError } from '../../src/storage/storage.ts';
@@ -60,6 +61,32 @@ const loads = (): string[] =>
   around.storage.calls.filter((call) => call.startsWith('load ')).map((call) => call.slice('load '.length));
 
 describe('Receiver', () => {
+  it('a call that hangs shows in health', async () => {
+    let nowMs = 0;
+    around = { ...around, health: createHealth(() => nowMs) };
+    const { gate } = around.storage;
+    const load = Promise.withResolvers<void>();
+    const list = Promise.withResolvers<void>();
+    gate.load = load.promise;
+    await around.put(name('a', 1), 'a');
+    const receiver = await receive();
+    await until(() => loads().length === 1, { what: 'it is being loaded' });
+    gate.list = list.promise;
+    await listings(1);
+    nowMs += 300_000;
+    const hung = Object.entries(around.health.report().failures);
+    expect(hung.map(([check]) => check)).toEqual([
+      'main_storage_list_failed_duration',
+      'main_storage_load_failed_duration',
+    ]);
+    for (const [, text] of hung) expect(text).toMatch(/^trying to .* for 5m0s, without an answer$/);
+    load.resolve();
+    list.resolve();
+    await next(receiver);
+    await listings(2);
+    expect(around.health.report().ok).toBe(true);
+  });
+
   it('fetches the newest snapshot of each instance into the spool, and only that', async () => {
     await around.put(name('a', 1), 'old');
     await around.put(name('a', 2), 'new');
