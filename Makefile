@@ -29,6 +29,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 build: $(ADDON) $(DIST) ## the program: native addon and compiled TypeScript
+	@cd '$(ROOT)' && if [ -e .git ] && commit=$$(git describe --always --dirty --exclude='*' 2>/dev/null); then echo "$$commit" > dist/commit; else rm -f dist/commit; fi
 
 demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && exec '$(NODE)' build/demo.ts

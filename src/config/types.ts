@@ -1,4 +1,4 @@
-/** The validated configuration: what the program works with. Durations are milliseconds, sizes bytes. See docs/configuration. */
+/** The validated configuration: what the program works with. Durations are milliseconds, sizes bytes. See docs/configuration.md. */
 export interface Config {
   /** As written; `''` when not set. The name in objects comes from `snapshot/name.ts`. */
   readonly instance: string;

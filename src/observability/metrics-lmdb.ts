@@ -1,6 +1,7 @@
 import { readFile, realpath } from 'node:fs/promises';
 import { Gauge, type Registry } from 'prom-client';
 import type { EnvironmentStats } from '../native/types.ts';
+import { type Latest, latest } from './latest.ts';
 
 interface Registered {
   readonly name: string;
@@ -13,44 +14,6 @@ export interface EnvironmentCollector {
   register(name: string, dataFilePath: string, stats: () => Promise<EnvironmentStats>): () => void;
   /** Sets all `lmdb_*` gauges; resolves within the deadline and never rejects. */
   collect(): Promise<void>;
-}
-
-/**
- * The newest result of `read`. A call that is still under way is waited for again instead of being repeated, so a reader that
- * hangs costs one call. After `deadlineMs` the last known result serves; a failed read forgets it.
- */
-interface Latest<T> {
-  get(deadlineMs: number): Promise<T | undefined>;
-}
-
-function latest<T>(read: () => Promise<T>): Latest<T> {
-  let known: T | undefined;
-  let pending: Promise<T | undefined> | undefined;
-
-  async function refresh(): Promise<T | undefined> {
-    try {
-      known = await read();
-    } catch {
-      // Closed, gone or not readable: no figures. Whoever owns it reports the failure.
-      known = undefined;
-    }
-    pending = undefined;
-    return known;
-  }
-
-  return {
-    get(deadlineMs) {
-      pending ??= refresh();
-      const running = pending;
-      return new Promise((resolve) => {
-        const timer = setTimeout(() => resolve(known), deadlineMs);
-        void running.then((result) => {
-          clearTimeout(timer);
-          resolve(result);
-        });
-      });
-    },
-  };
 }
 
 export function createEnvironmentCollector(

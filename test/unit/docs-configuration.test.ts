@@ -1,0 +1,35 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { isMap, isScalar, parseDocument, type Node } from 'yaml';
+import { parseConfig } from '../../src/config/index.ts';
+import { repositoryRoot } from '../helpers/process.ts';
+
+/** Every key of the decoder's tables with its default, as `--log-config` prints it. */
+function decoderKeys(): Map<string, string> {
+  const file = 'lmdbs: {NAME: {path: x, dbi_options: {DBI: {override_create_flags: MDB_DUPSORT}}}}';
+  const keys = new Map<string, string>();
+  const walk = (node: Node | null, path: string): void => {
+    if (isMap(node) && node.items.length > 0)
+      for (const { key, value } of node.items as { key: Node; value: Node | null }[])
+        walk(value, `${path}${path === '' ? '' : '.'}${isScalar(key) ? String(key.value) : ''}`);
+    else keys.set(path, isScalar(node) ? (node.source ?? '') : '{}');
+  };
+  walk(parseDocument(parseConfig(file, 'ls.yaml').effective(), { schema: 'failsafe' }).contents, '');
+  for (const [key, value] of keys) if (value === '') keys.set(key, '""');
+  // What was set above has no default.
+  return keys.set('lmdbs.NAME.path', '').set('lmdbs.NAME.dbi_options.DBI.override_create_flags', '');
+}
+
+/** What the table of the backends and the deprecated spelling add. */
+const ELSEWHERE = ['storage.options.root_path', 'storage.options.use_update_marker', 'storage.root_path'];
+
+test('docs/configuration.md has each key with its default, and no other', () => {
+  const page = readFileSync(join(repositoryRoot, 'docs/configuration.md'), 'utf8');
+  const rows = [...page.matchAll(/^\| `([^`]+)` \| (?:`([^`]+)`)? ?\|.*\|$/gm)];
+  expect(rows.length).toBe(page.split('\n').filter((line) => line.startsWith('| `')).length);
+  const documented = new Map(rows.map(([, key = '', value = '']) => [key, value]));
+  expect(documented.size).toBe(rows.length);
+  for (const key of ELSEWHERE) expect(documented.delete(key)).toBe(true);
+  expect(Object.fromEntries(documented)).toEqual(Object.fromEntries(decoderKeys()));
+});
