@@ -1,6 +1,7 @@
-import { watch } from 'node:fs';
+import { type BigIntStats, watch } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errorMessage } from '../errors.ts';
+import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { Config, LmdbConfig, SweeperConfig } from '../config/types.ts';
 import { humanSize } from '../config/units.ts';
 import type { DatabaseStatus } from '../http/status.ts';
@@ -20,6 +21,12 @@ import { Bell, type Clock, sleep } from './wait.ts';
 const lookIntervalMs = 100;
 /** How often reader slots of dead processes are cleared. */
 const checkReadersIntervalMs = 60_000;
+/** How often it is made sure that the data file is still the one that is open. */
+const checkFileIntervalMs = 1000;
+/** Between attempts to merge into a full map, doubled each time. */
+const mapFullBackoffMs = { first: 1000, most: 60_000 };
+/** Between attempts to merge into a full map there is at least so many times as long as the last one took. */
+const mapFullRest = 10;
 /** Between attempts to get the first listing, as the reference does. */
 const firstListingIntervalMs = 1000;
 /** With local changes at hand, so many merges may go before an upload. */
@@ -65,6 +72,7 @@ interface State {
   failed: boolean;
   readonly said: Set<string>;
   checkReadersAtMs: number;
+  checkFileAtMs: number;
   logStatsAtMs: number;
 }
 
@@ -75,11 +83,26 @@ interface Fault {
   readonly said: Set<string>;
   readonly atMs: number;
   readonly txnId: bigint;
+  /** When the map was full: nothing is tried before, unless the map's size changes. */
+  readonly full: MapFull | undefined;
+}
+
+/**
+ * Each attempt to merge into a full map takes the write lock until the map is full and all is rolled back. The application
+ * waits meanwhile, and that with every commit if it were tried again after each.
+ */
+interface MapFull {
+  readonly mapSizeBytes: number;
+  readonly attempts: number;
+  readonly backoffMs: number;
 }
 
 /** An open environment and what works on it. */
 interface Session {
   readonly env: Environment;
+  readonly dataFile: string;
+  /** Which file it is. */
+  readonly file: BigIntStats | undefined;
   readonly receiver: Receiver;
   readonly publisher: Publisher;
   readonly state: State;
@@ -127,7 +150,7 @@ export class Syncer {
    * work. Never rejects: what goes wrong is logged, shown in health, and tried again.
    */
   async run(): Promise<boolean> {
-    const { config, signal } = this.#o;
+    const { config, lmdb, signal } = this.#o;
     try {
       for (;;) {
         try {
@@ -135,7 +158,7 @@ export class Syncer {
         } catch (error) {
           if (signal.aborted) return true;
           const text = withCode(error);
-          if (this.#openFault !== text) this.#log.error('Sync failed', { error });
+          if (this.#openFault !== text) this.#log.error('Sync failed', { path: lmdb.path, error });
           if (config.onlyOnce) return false;
           this.#openFault = text;
           this.#judge();
@@ -210,9 +233,11 @@ export class Syncer {
       failed: false,
       said: new Set(),
       checkReadersAtMs: now,
+      checkFileAtMs: now + checkFileIntervalMs,
       logStatsAtMs: config.lmdbLogStatsIntervalMs > 0 ? now + config.lmdbLogStatsIntervalMs : Infinity,
     };
-    const session: Session = { env, receiver, publisher, state, signal };
+    const file = await statFile(dataFile);
+    const session: Session = { env, dataFile, file, receiver, publisher, state, signal };
     this.#session = session;
     let receiving: Promise<void> | undefined;
     try {
@@ -284,7 +309,8 @@ export class Syncer {
     }
     await this.#chores(session);
     this.#phase = 'waiting';
-    await this.#bell.wait(receiver.hasReady ? 0 : Math.min(lookIntervalMs, againInMs), signal);
+    const more = receiver.hasReady && this.#mayMerge(session);
+    await this.#bell.wait(more ? 0 : Math.min(lookIntervalMs, againInMs), signal);
     return undefined;
   }
 
@@ -292,7 +318,10 @@ export class Syncer {
   async #mergeReady(session: Session): Promise<void> {
     const { env, receiver, state, signal } = session;
     const { lmdb, config, clock } = this.#o;
-    if (receiver.hasKept && this.#mayRetry(state.mergeFault, env)) await receiver.retryKept();
+    if (!this.#mayMerge(session)) return;
+    const fault = state.mergeFault;
+    let failedMs = 0;
+    if (receiver.hasKept && this.#mayRetry(fault, env)) await receiver.retryKept();
     for (let merges = 1; ; merges++) {
       const snapshot = receiver.next();
       if (snapshot === undefined) break;
@@ -309,7 +338,8 @@ export class Syncer {
           signal,
         });
       } catch (error) {
-        await this.#mergeFailed(session, snapshot, error);
+        failedMs += clock.monotonicMs() - fromMs;
+        await this.#mergeFailed(session, snapshot, error, { fault, failedMs });
         continue;
       }
       // What LastTxnID was just before the merge wrote; nobody can commit in between.
@@ -338,6 +368,7 @@ export class Syncer {
     { env, receiver, state, signal }: Session,
     snapshot: ReadySnapshot,
     error: unknown,
+    before: { readonly fault: Fault | undefined; readonly failedMs: number },
   ): Promise<void> {
     const code = errorCode(error);
     const { name } = snapshot;
@@ -353,9 +384,19 @@ export class Syncer {
     }
     receiver.keep(snapshot);
     signal.throwIfAborted();
-    // Without a code it is a bug, which is not put right by trying the same again right here.
-    if (code === undefined || this.#o.config.onlyOnce) throw error;
-    state.mergeFault = this.#fault(env, state.mergeFault, `snapshot ${name.name} cannot be merged`, error);
+    const what = `snapshot ${name.name} cannot be merged`;
+    if (this.#endsSession(error)) throw explained(what, error);
+    const fault = this.#fault(env, state.mergeFault, what, error);
+    const attempts = (before.fault?.full?.attempts ?? 0) + 1;
+    const backoffMs = Math.min(mapFullBackoffMs.most, mapFullBackoffMs.first * 2 ** (attempts - 1));
+    const { mapSizeBytes } = env.info();
+    state.mergeFault = {
+      ...fault,
+      full:
+        code === 'MDB_MAP_FULL'
+          ? { mapSizeBytes, attempts, backoffMs: Math.max(backoffMs, mapFullRest * before.failedMs) }
+          : undefined,
+    };
     this.#judge();
   }
 
@@ -454,8 +495,9 @@ export class Syncer {
         }
       } catch (error) {
         signal.throwIfAborted();
-        if (errorCode(error) === undefined || config.onlyOnce) throw error;
-        state.publishFault = this.#fault(env, state.publishFault, 'no snapshot can be taken', error);
+        const what = 'no snapshot can be taken';
+        if (this.#endsSession(error)) throw explained(what, error);
+        state.publishFault = this.#fault(env, state.publishFault, what, error);
       }
       this.#judge();
       state.publishNotBeforeMs = clock.monotonicMs() + waitMs;
@@ -464,9 +506,20 @@ export class Syncer {
     return Infinity;
   }
 
-  async #chores({ env, state }: Session): Promise<void> {
+  async #chores({ env, dataFile, file, state }: Session): Promise<void> {
     const { config, clock } = this.#o;
     const now = clock.monotonicMs();
+    if (now >= state.checkFileAtMs) {
+      state.checkFileAtMs = now + checkFileIntervalMs;
+      const present = await statFile(dataFile);
+      if (present === undefined || present.ino !== file?.ino || present.dev !== file.dev) {
+        const how = present === undefined ? 'removed' : 'replaced by another file';
+        throw new LightningStreamError(
+          'LMDB_REPLACED',
+          `${dataFile} was ${how} while it was open: opening anew`,
+        );
+      }
+    }
     if (now >= state.checkReadersAtMs) {
       state.checkReadersAtMs = now + checkReadersIntervalMs;
       const cleared = env.checkReaders();
@@ -512,13 +565,31 @@ export class Syncer {
     return false;
   }
 
+  /** While the map is full, no merge is tried at all: the next one would only keep the application waiting as well. */
+  #mayMerge({ env, state }: Session): boolean {
+    return state.mergeFault?.full === undefined || this.#mayRetry(state.mergeFault, env);
+  }
+
   /** A local fault may be over when the LMDB has changed, and is looked at again after the retry interval anyway. */
   #mayRetry(fault: Fault | undefined, env: Environment): boolean {
     if (fault === undefined) return true;
     const { config, clock } = this.#o;
     const sinceMs = clock.monotonicMs() - fault.atMs;
+    if (fault.full !== undefined) {
+      if (env.info().mapSizeBytes !== fault.full.mapSizeBytes) return true;
+      if (sinceMs < fault.full.backoffMs) return false;
+    }
     if (sinceMs >= config.storageRetryIntervalMs) return true;
     return env.lastTransactionId !== fault.txnId && sinceMs >= config.lmdbPollIntervalMs;
+  }
+
+  /**
+   * What is not put right by trying the same again with this environment: an error without a code is a bug; after `CLOSED`
+   * nothing works any more.
+   */
+  #endsSession(error: unknown): boolean {
+    const code = errorCode(error);
+    return code === undefined || code === 'CLOSED' || this.#o.config.onlyOnce;
   }
 
   /** `what` cannot be done. Each text is logged once, until the fault is over. */
@@ -527,7 +598,13 @@ export class Syncer {
     const text = `${what}: ${withCode(error)}`;
     if (!said.has(text)) this.#log.error('Local fault, trying again', { error, detail: what });
     said.add(text);
-    return { text, said, atMs: this.#o.clock.monotonicMs(), txnId: env.lastTransactionId };
+    return {
+      text,
+      said,
+      atMs: this.#o.clock.monotonicMs(),
+      txnId: env.lastTransactionId,
+      full: undefined,
+    };
   }
 
   #problem(): string | undefined {
@@ -606,6 +683,24 @@ export function watchFile(path: string, onHint: () => void): () => void {
 function withCode(error: unknown): string {
   const code = errorCode(error);
   return code === undefined ? errorMessage(error) : `${errorMessage(error)} (${code})`;
+}
+
+/** The same error with what was being done in its text. A bug is left as it is. */
+function explained(what: string, error: unknown): unknown {
+  if (!(error instanceof LightningStreamError)) return error;
+  return new LightningStreamError(error.code, `${what}: ${error.message}`, {
+    cause: error,
+    fields: error.fields,
+  });
+}
+
+/** Undefined when it is not there. */
+async function statFile(path: string): Promise<BigIntStats | undefined> {
+  try {
+    return await stat(path, { bigint: true });
+  } catch {
+    return undefined;
+  }
 }
 
 function errorCode(error: unknown): string | undefined {

@@ -1,7 +1,8 @@
-import { readdir } from 'node:fs/promises';
+import { readdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { SweeperConfig } from '../../src/config/types.ts';
+import { LightningStreamError } from '../../src/errors.ts';
 import { loadNative } from '../../src/native/index.ts';
 import type { Environment, Native } from '../../src/native/types.ts';
 import { parseSnapshotName } from '../../src/snapshot/name.ts';
@@ -93,10 +94,10 @@ function observed(beforeMerge: () => Promise<void>, calls: string[], ahead = () 
           const member = target[property];
           if (typeof member === 'bigint') return member + ahead();
           if (typeof member !== 'function') return member;
-          return async (...args: never[]) => {
+          return (...args: never[]) => {
             calls.push(property);
-            if (property === 'merge') await beforeMerge();
-            return (member as (...args: never[]) => unknown).apply(target, args);
+            const call = (): unknown => (member as (...args: never[]) => unknown).apply(target, args);
+            return property === 'merge' ? beforeMerge().then(call) : call();
           };
         },
       });
@@ -489,6 +490,72 @@ describe('merging', () => {
     expect(around.storage.calls.filter((call) => call.startsWith('load'))).toHaveLength(1);
   });
 
+  describe('with a full map', () => {
+    let nowMs = 0;
+    const clock: Clock = { monotonicMs: () => nowMs, wallNano: () => systemClock.wallNano() };
+    const big = 'x'.repeat(600_000);
+    const calls: string[] = [];
+    const merges = (): number => calls.filter((call) => call === 'merge').length;
+    let mergeTakesMs = 0;
+
+    beforeEach(async () => {
+      calls.length = 0;
+      mergeTakesMs = 0;
+      await application().put('data', 'mine', big);
+      await around.put(name('a', 1), remote(entry('theirs', big)));
+      const slow = async (): Promise<void> => void (nowMs += mergeTakesMs);
+      run('', { clock, native: observed(slow, calls) });
+      await until(() => failures()['main_local_fault'] !== undefined, { what: 'unhealthy' });
+    });
+
+    it('tries again less and less often, however often the application commits and others store', async () => {
+      expect(merges()).toBe(1);
+      for (const [attempt, waitMs, takesMs] of [
+        [2, 1000, 0],
+        [3, 2000, 1000],
+        [4, 10_000, 0],
+      ] as const) {
+        nowMs += waitMs - 1;
+        await application().put('data', 'other', `${attempt}`);
+        await around.put(name('b', attempt), remote(entry('of b', 'x', attempt)));
+        await rounds();
+        expect(merges()).toBe(2 * attempt - 3);
+        mergeTakesMs = takesMs;
+        nowMs += 1;
+        // That of a and the one of b, which fits.
+        await until(() => merges() === 2 * attempt - 1, { what: `attempt ${attempt}` });
+        await readable('of b', 'x');
+        await rounds();
+      }
+    });
+
+    it('tries again at once when the map has become larger', async () => {
+      await app?.[Symbol.asyncDispose]();
+      app = undefined;
+      await application(8 << 20).put('data', 'more', 'y'.repeat(2 << 20));
+      nowMs += 100;
+      await readable('theirs', big);
+      await until(() => around.health.report().ok, { what: 'health is good again' });
+    });
+  });
+
+  it('begins anew when the environment turns out to be closed', async () => {
+    await application().put('data', 'k', 'v');
+    let merges = 0;
+    const closedOnce = (): Promise<void> =>
+      ++merges === 1
+        ? Promise.reject(new LightningStreamError('CLOSED', 'the environment is closed'))
+        : Promise.resolve();
+    run('', { native: observed(closedOnce, []) });
+    await storedCount(1);
+    await logged('Stored snapshot');
+    await around.put(name('a', 1), remote(entry('x', 'remote')));
+    await readable('x', 'remote');
+    expect(count('Env info')).toBe(2);
+    expect(count('Sync failed')).toBe(1);
+    await until(() => around.health.report().ok, { what: 'health is good again' });
+  });
+
   it('leaves a snapshot that a local fault prevents for a newer one', async () => {
     const big = 'x'.repeat(600_000);
     await application().put('data', 'mine', big);
@@ -683,6 +750,41 @@ describe('an LMDB that cannot be opened', () => {
   });
 });
 
+describe('an LMDB whose file is replaced', () => {
+  it('is opened anew, and gets back what our snapshots hold', async () => {
+    await application().put('data', 'k', 'v');
+    run();
+    await storedCount(1);
+    await logged('Stored snapshot');
+    const restored = around.dir.join('restored');
+    await using other = new Testkit(restored, { mapSizeBytes: 1 << 20 });
+    await other.put('data', 'from the backup', 'b');
+    await app?.[Symbol.asyncDispose]();
+    app = undefined;
+    await rename(join(restored, 'data.mdb'), join(lmdbPath, 'data.mdb'));
+    await rename(join(restored, 'lock.mdb'), join(lmdbPath, 'lock.mdb'));
+    await logged('was replaced by another file while it was open');
+    await readable('k', 'v');
+    await readable('from the backup', 'b');
+    const [, second = ''] = await storedCount(2);
+    expect(await inspect(second)).toMatchObject({ entries: 2 });
+    expect(around.health.report().ok).toBe(true);
+    expect(count('level=error')).toBe(1);
+  });
+
+  it('makes the syncer unhealthy while it is missing', async () => {
+    await application().put('data', 'k', 'v');
+    run('', { lmdb: 'schema_tracks_changes: true' });
+    await storedCount(1);
+    await rename(lmdbPath, around.dir.join('away'));
+    await until(() => failures()['main_local_fault']?.includes('was removed while it was open'), {
+      what: 'unhealthy',
+    });
+    await rename(around.dir.join('away'), lmdbPath);
+    await until(() => around.health.report().ok, { what: 'health is good again' });
+  });
+});
+
 describe('only-once', () => {
   it('merges what is there, stores what is here, and ends', async () => {
     await application().put('data', 'k', 'v');
@@ -729,6 +831,18 @@ describe('only-once', () => {
     run('only_once: true');
     expect(await ended).toBe(false);
     expect(await stored()).toEqual([]);
+  });
+
+  it('ends badly when the map is full, and names the LMDB and the snapshot', async () => {
+    const big = 'x'.repeat(600_000);
+    await application().put('data', 'mine', big);
+    await around.put(name('a', 1), remote(entry('theirs', big)));
+    run('only_once: true');
+    expect(await ended).toBe(false);
+    const line = around.log.text().match(/^.*level=error.*$/m)?.[0] ?? '';
+    expect(line).toContain(lmdbPath);
+    expect(line).toContain(name('a', 1));
+    expect(line).toContain('MDB_MAP_FULL');
   });
 
   it('ends badly when the snapshot could not be stored', async () => {
