@@ -7,6 +7,7 @@ import { humanSize } from '../config/units.ts';
 import type { DatabaseStatus } from '../http/status.ts';
 import type { Environment, EnvironmentStats, MergeResult, Native } from '../native/types.ts';
 import type { Condition, Health, StartTracker } from '../observability/health.ts';
+import { type Latest, latest } from '../observability/latest.ts';
 import type { Logger } from '../observability/logger.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import { shortHash, type SnapshotName } from '../snapshot/name.ts';
@@ -21,6 +22,8 @@ import { Bell, type Clock, sleep } from './wait.ts';
 const lookIntervalMs = 100;
 /** How often reader slots of dead processes are cleared. */
 const checkReadersIntervalMs = 60_000;
+/** How long the status page waits for new figures, before it shows the last ones. */
+const statsDeadlineMs = 1000;
 /** How often it is made sure that the data file is still the one that is open. */
 const checkFileIntervalMs = 1000;
 /** Between attempts to merge into a full map, doubled each time. */
@@ -100,6 +103,8 @@ interface MapFull {
 /** An open environment and what works on it. */
 interface Session {
   readonly env: Environment;
+  /** For the status page: whoever asks, one call is under way at most. */
+  readonly stats: Latest<EnvironmentStats>;
   readonly dataFile: string;
   /** Which file it is. */
   readonly file: BigIntStats | undefined;
@@ -177,12 +182,7 @@ export class Syncer {
   async status(): Promise<DatabaseStatus> {
     const { database, lmdb, instance } = this.#o;
     const session = this.#session;
-    let stats: EnvironmentStats | undefined;
-    try {
-      stats = await session?.env.stats();
-    } catch {
-      // Closed meanwhile, or the fault that `problem` tells of.
-    }
+    const stats = await session?.stats.get(statsDeadlineMs);
     const stored = session?.publisher.lastStored;
     const names = new Set([
       ...(session?.receiver.instances.keys() ?? []),
@@ -237,7 +237,8 @@ export class Syncer {
       logStatsAtMs: config.lmdbLogStatsIntervalMs > 0 ? now + config.lmdbLogStatsIntervalMs : Infinity,
     };
     const file = await statFile(dataFile);
-    const session: Session = { env, dataFile, file, receiver, publisher, state, signal };
+    const stats = latest(() => env.stats());
+    const session: Session = { env, stats, dataFile, file, receiver, publisher, state, signal };
     this.#session = session;
     let receiving: Promise<void> | undefined;
     try {

@@ -105,6 +105,26 @@ function observed(beforeMerge: () => Promise<void>, calls: string[], ahead = () 
   };
 }
 
+/** The real addon, except that figures never come. */
+function hangingStats(never: Promise<never>, calls: string[]): Native {
+  return {
+    ...native,
+    openEnvironment(path, options) {
+      return new Proxy(native.openEnvironment(path, options), {
+        get(target, property: keyof Environment) {
+          const member = target[property];
+          if (property === 'stats')
+            return () => {
+              calls.push(property);
+              return never;
+            };
+          return typeof member === 'function' ? (member.bind(target) as unknown) : member;
+        },
+      });
+    },
+  };
+}
+
 const entry = (key: string, value: string, second = 1): TestEntry => ({
   key,
   value,
@@ -939,6 +959,17 @@ describe('lmdb_log_stats_interval', () => {
 });
 
 describe('status', () => {
+  it('comes without figures when the LMDB is too busy, and asks it once only', async () => {
+    const calls: string[] = [];
+    const busy = Promise.withResolvers<never>();
+    const syncer = run('', { native: hangingStats(busy.promise, calls) });
+    await logged('LMDB is empty, waiting for data');
+    const [first, second] = await Promise.all([syncer.status(), syncer.status()]);
+    expect(first).toMatchObject({ phase: 'waiting', stats: undefined });
+    expect(second?.stats).toBeUndefined();
+    expect(calls).toEqual(['stats']);
+  });
+
   it('shows what was stored, seen and merged', async () => {
     await application().put('data', 'k', 'v');
     await around.put(name('a', 1), remote(entry('x', 'of a')));
