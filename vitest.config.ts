@@ -10,16 +10,29 @@ export default defineConfig({
     projects: [
       project('unit', 'test/unit/**/*.test.ts', 10_000),
       project('golden', 'test/golden/**/*.test.ts', 60_000),
-      project('e2e', 'test/e2e/**/*.test.ts', 120_000),
+      // Its tests mostly wait for daemons. Projects with numbers of workers of their own run one after the other.
+      project('e2e', 'test/e2e/**/*.test.ts', 120_000, { maxWorkers: 2, sequence: { groupOrder: 1 } }),
       project('soak', 'test/soak/**/*.test.ts', 7_200_000),
     ],
   },
 });
 
 /** The time limit catches a hang; a test that waits for a condition brings its own, shorter deadline. */
-function project(name: string, include: string, testTimeout: number) {
+function project(
+  name: string,
+  include: string,
+  testTimeout: number,
+  more: { readonly maxWorkers?: number; readonly sequence?: { readonly groupOrder: number } } = {},
+) {
   return {
     extends: true as const,
-    test: { name, include: [include], testTimeout, hookTimeout: testTimeout, teardownTimeout: 10_000 },
+    test: {
+      name,
+      include: [include],
+      testTimeout,
+      hookTimeout: testTimeout,
+      teardownTimeout: 10_000,
+      ...more,
+    },
   };
 }
