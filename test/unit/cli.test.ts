@@ -292,7 +292,7 @@ describe('snapshots', () => {
     expect(readdirSync(dir.path).filter((name) => name.startsWith('lightningstream'))).toEqual([]);
     writeFileSync(
       dir.join('wrong.yaml'),
-      `${readFileSync(file, 'utf8').replace(/^spool_dir: .*/m, `spool_dir: ${local}`)}`,
+      readFileSync(file, 'utf8').replace(/^spool_dir: .*/m, `spool_dir: ${local}`),
     );
     const unusable = await call(['-c', dir.join('wrong.yaml'), 'snapshots', 'get', older, '-o', '-']);
     expect(unusable.code).toBe(1);
