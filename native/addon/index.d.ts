@@ -277,8 +277,10 @@ export interface PublishRequest {
   hostname: string
   /** Meta.databaseName. */
   databaseName: string
-  /** ns since the epoch; null = the time when the transaction has begun. */
-  timestampNano: bigint | null
+  /** The time of the call, ns since the epoch; what passes until the transaction has begun is added. */
+  nowNano: bigint
+  /** The snapshot's time is not before this, ns since the epoch. */
+  earliestNano: bigint
   /** Nothing is written unless a later transaction is visible. */
   newerThan: bigint
 }

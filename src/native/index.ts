@@ -99,11 +99,12 @@ class NativeEnvironment implements Environment {
   async publish({
     spoolPath,
     meta,
-    timestampNano,
+    nowNano,
+    earliestNano,
     newerThan,
     ...options
   }: PublishOptions): Promise<PublishResult | null> {
-    const request = { spoolPath, ...meta, timestampNano: timestampNano ?? null, newerThan };
+    const request = { spoolPath, ...meta, nowNano, earliestNano, newerThan };
     return this.#work<PublishResult | null>(options, (work) => this.#handle.publish(request, work));
   }
 

@@ -72,8 +72,10 @@ export interface PublishOptions extends Abortable {
     readonly hostname: string;
     readonly databaseName: string;
   };
-  /** Time of the snapshot in ns; taken after the read transaction began when absent. */
-  readonly timestampNano?: bigint;
+  /** The time now, ns since the epoch. The snapshot's is that of the moment its read transaction began, so not before what it holds (to the clock's resolution). */
+  readonly nowNano: bigint;
+  /** The snapshot's time is not before this, ns since the epoch. */
+  readonly earliestNano: bigint;
   /** Nothing is written unless a transaction later than this is visible to readers; 0n = always. */
   readonly newerThan: bigint;
   /** How the values look: `native` = every value has a header. */

@@ -176,16 +176,16 @@ export class Publisher {
       } else {
         path = spool.pathFor(name(now));
       }
-      // The time is taken inside the transaction, so that it is not before any commit that the snapshot holds. Only where
-      // the clock went back behind our own last snapshot is it set: readers would take the older one for the newest.
-      const floor = this.#o.newestOwn()?.timestampNano;
+      // Where the clock went back behind our own last snapshot, readers would take that one for the newest.
+      const last = this.#o.newestOwn()?.timestampNano;
       const result = await env.publish({
         spoolPath: path,
         meta: { generationId: DEFAULT_GENERATION, instanceId: instance, hostname, databaseName: database },
         newerThan,
         mode: 'native',
         signal,
-        ...(floor !== undefined && now <= floor ? { timestampNano: floor + 1n } : {}),
+        nowNano: clock.wallNano(),
+        earliestNano: last === undefined ? 0n : last + 1n,
       });
       if (result === null) return null;
       const parsed = parseSnapshotName(name(result.timestampNano));

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use lightningstream_core::lmdb::{self, DbiStat, EnvOptions};
 use lightningstream_core::merge::{MergeOptions, Merged, merge};
@@ -294,8 +294,10 @@ pub struct PublishRequest {
     pub hostname: String,
     /// Meta.databaseName.
     pub database_name: String,
-    /// ns since the epoch; null = the time when the transaction has begun.
-    pub timestamp_nano: Option<BigInt>,
+    /// The time of the call, ns since the epoch; what passes until the transaction has begun is added.
+    pub now_nano: BigInt,
+    /// The snapshot's time is not before this, ns since the epoch.
+    pub earliest_nano: BigInt,
     /// Nothing is written unless a later transaction is visible.
     pub newer_than: BigInt,
 }
@@ -490,13 +492,12 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn nanoseconds(duration: Duration) -> BigInt {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).into()
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn now_nano() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+fn nanoseconds(duration: Duration) -> BigInt {
+    nanos(duration).into()
 }
 
 /// One open environment.
@@ -585,7 +586,7 @@ impl NativeEnvironment {
             database_name: request.database_name,
             ..Meta::default()
         };
-        let timestamp = request.timestamp_nano.map(|nano| nano.get_u64().1);
+        let (called, now, earliest) = (Instant::now(), request.now_nano.get_u64().1, request.earliest_nano.get_u64().1);
         let newer_than = request.newer_than.get_u64().1;
         let path = PathBuf::from(request.spool_path);
         run(
@@ -594,7 +595,8 @@ impl NativeEnvironment {
             Some(work),
             move |cancel| {
                 let _busy = busy;
-                let published = publish(&lmdb, &path, meta, newer_than, || timestamp.unwrap_or_else(now_nano), cancel);
+                let time = || now.saturating_add(nanos(called.elapsed())).max(earliest);
+                let published = publish(&lmdb, &path, meta, newer_than, time, cancel);
                 lmdb::trim_heap();
                 published
             },
