@@ -537,7 +537,12 @@ describe('merging', () => {
       ] as const) {
         nowMs += waitMs - 1;
         await application().put('data', 'other', `${attempt}`);
+        const loadedBytes = async (): Promise<number> =>
+          (await around.metric('lightningstream_syncer_snapshots_load_bytes_total')) ?? 0;
+        const before = await loadedBytes();
         await around.put(name('b', attempt), remote(entry('of b', 'x', attempt)));
+        // At hand before the time comes: else it would have to wait for the next attempt.
+        await until(async () => (await loadedBytes()) > before, { what: 'the snapshot of b is here' });
         await rounds();
         expect(merges()).toBe(2 * attempt - 3);
         mergeTakesMs = takesMs;
