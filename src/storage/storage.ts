@@ -38,6 +38,22 @@ export interface Storage {
   close(): Promise<void>;
 }
 
+/** The object that instances tell each other by that something was stored or deleted; a fact of Lightning Stream's storages. */
+export const updateMarkerName = 'update-marker';
+
+/**
+ * A storage that can keep an update marker. Its listings leave {@link updateMarkerName} out, whether a marker is used
+ * or not: instances of one place may have different settings while they are changed.
+ */
+export interface TaggedStorage extends Storage {
+  /** As `store`; returns the ETag of the stored object without its quotes. */
+  storeTagged(name: string, fromPath: string, options: CallOptions): Promise<string>;
+  /** The object as UTF-8 text, undefined when it is absent. For objects of at most 64 KiB; a larger one is an error. */
+  readSmall(name: string, options: CallOptions): Promise<string | undefined>;
+  /** Stores the text as an object in one request, replacing an older one; returns its ETag without quotes. */
+  writeSmall(name: string, text: string, options: CallOptions): Promise<string>;
+}
+
 /** A failed storage call. */
 export class StorageError extends LightningStreamError {
   readonly operation: 'open' | 'list' | 'load' | 'store' | 'delete';
