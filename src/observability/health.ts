@@ -5,7 +5,10 @@ import type { HealthConfig, TrackerConfig } from '../config/types.ts';
 export interface FailureTracker {
   success(): void;
   failure(error: unknown): void;
-  /** A call starts; the returned function says that it has ended, however. Once it runs for the interval, it counts like failures since then. */
+  /**
+   * A call starts; the returned function says that it has ended, however. Once it runs for the interval, it counts like failures
+   * since then; and when it fails, it has failed since then.
+   */
   begin(): () => void;
 }
 
@@ -103,6 +106,8 @@ export function createHealth(now: () => number): Health {
     failureTracker(name, what, config) {
       let failing: { readonly sinceMs: number; error: string } | undefined;
       const running = new Set<{ readonly sinceMs: number }>();
+      /** When the call began that ended last, unless there was a success since. */
+      let lastBeganMs: number | undefined;
       checks.set(`${name}_failed_duration`, () => {
         // Calls are in the order of their starts.
         const [oldest] = running;
@@ -119,14 +124,18 @@ export function createHealth(now: () => number): Health {
       return {
         success() {
           failing = undefined;
+          lastBeganMs = undefined;
         },
         failure(error) {
-          failing = { sinceMs: failing?.sinceMs ?? now(), error: errorMessage(error) };
+          failing = { sinceMs: failing?.sinceMs ?? lastBeganMs ?? now(), error: errorMessage(error) };
         },
         begin() {
           const call = { sinceMs: now() };
           running.add(call);
-          return () => void running.delete(call);
+          return () => {
+            running.delete(call);
+            lastBeganMs = call.sinceMs;
+          };
         },
       };
     },

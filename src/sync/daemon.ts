@@ -1,15 +1,16 @@
 import { hostname, tmpdir } from 'node:os';
-import { isAbort, UsageError } from '../errors.ts';
+import { errorMessage, isAbort, UsageError } from '../errors.ts';
 import type { Config } from '../config/types.ts';
 import type { HttpServer } from '../http/server.ts';
 import type { Native } from '../native/types.ts';
-import type { Health } from '../observability/health.ts';
+import { ACTIVITY, type Health, tracked } from '../observability/health.ts';
 import type { RootLogger } from '../observability/logger.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import { instanceName } from '../snapshot/name.ts';
 import { Spool } from '../snapshot/spool.ts';
 import type { Storage } from '../storage/storage.ts';
 import { programVersion } from '../version.ts';
+import { Repeats } from './repeats.ts';
 import { Syncer } from './syncer.ts';
 import { type Clock, sleep, systemClock } from './wait.ts';
 
@@ -21,6 +22,8 @@ export interface DaemonOptions {
   readonly onlyDbs: readonly string[];
   /** Nothing is done before the storage has an object of this name. */
   readonly waitForMarkerFile?: string | undefined;
+  /** `$CACHE_DIRECTORY`, one of the places for the spool. */
+  readonly cacheDirectory?: string | undefined;
   readonly native: Native;
   /** Opened and closed by the caller. */
   readonly storage: Storage;
@@ -52,7 +55,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const instance = instanceName(config.instance, hostname());
   const spool = Spool.open({
     configured: config.spoolDir,
-    cacheDirectory: process.env['CACHE_DIRECTORY'],
+    cacheDirectory: options.cacheDirectory,
     temporaryDirectory: tmpdir(),
     tryLock: (path) => native.tryLock(path),
     logger,
@@ -105,7 +108,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
         }),
       });
     }
-    if (waitForMarkerFile !== undefined) await waitForMarker(waitForMarkerFile, options);
+    if (waitForMarkerFile !== undefined) await waitForMarker(waitForMarkerFile, options, clock);
     const results = await Promise.all(syncers.map((syncer) => syncer.run()));
     return results.every(Boolean) ? 0 : 1;
   } catch (error) {
@@ -120,17 +123,29 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
 
 async function waitForMarker(
   name: string,
-  { config, storage, logger, signal }: DaemonOptions,
+  { config, storage, logger, health, signal }: DaemonOptions,
+  clock: Clock,
 ): Promise<void> {
+  const tracker = health.failureTracker(
+    'wait_for_marker_file',
+    ACTIVITY.storageList,
+    config.health.storageList,
+  );
+  const trouble = new Repeats(clock);
   logger.info(`Waiting for marker file '${name}' to be present in the storage`);
   for (;;) {
     try {
-      const objects = await storage.list(name, { signal });
+      const objects = await tracked(tracker, () => storage.list(name, { signal }));
+      tracker.success();
+      trouble.over(() => logger.info('Listing the storage works'));
       if (objects.some((object) => object.name === name)) break;
       logger.debug(`Marker file '${name}' is not there yet`);
     } catch (error) {
       signal.throwIfAborted();
-      logger.error(`Unable to check the storage for marker file '${name}'`, { error });
+      tracker.failure(error);
+      trouble.failed(errorMessage(error), (times) =>
+        logger.error(`Unable to check the storage for marker file '${name}'`, { error, times }),
+      );
     }
     await sleep(config.storagePollIntervalMs, signal);
   }

@@ -1,38 +1,17 @@
 import { existsSync } from 'node:fs';
-import type { Config } from '../config/types.ts';
 import { formatDuration, humanSize } from '../config/units.ts';
 import type { Environment, PublishResult } from '../native/types.ts';
-import {
-  ACTIVITY,
-  type Condition,
-  type FailureTracker,
-  type Health,
-  tracked,
-} from '../observability/health.ts';
-import type { Logger } from '../observability/logger.ts';
-import type { Metrics } from '../observability/metrics.ts';
+import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import {
   buildSnapshotName,
   DEFAULT_GENERATION,
   parseSnapshotName,
   type SnapshotName,
 } from '../snapshot/name.ts';
-import type { Spool } from '../snapshot/spool.ts';
-import type { Storage } from '../storage/storage.ts';
-import type { Clock } from './wait.ts';
+import type { SyncContext } from './context.ts';
 
-export interface PublisherOptions {
-  readonly database: string;
-  /** Our own name, as it stands in object names. */
-  readonly instance: string;
+export interface PublisherOptions extends SyncContext {
   readonly hostname: string;
-  readonly config: Config;
-  readonly storage: Storage;
-  readonly spool: Spool;
-  readonly logger: Logger;
-  readonly metrics: Metrics;
-  readonly health: Health;
-  readonly clock: Clock;
   /** The newest snapshot under our own name that is known; a new one gets a later time. */
   readonly newestOwn: () => SnapshotName | undefined;
   /** Called before a snapshot appears in the storage. */

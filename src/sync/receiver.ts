@@ -1,39 +1,21 @@
 import { errorMessage, LightningStreamError } from '../errors.ts';
-import type { Config } from '../config/types.ts';
 import { formatDuration } from '../config/units.ts';
-import {
-  ACTIVITY,
-  type Condition,
-  type FailureTracker,
-  type Health,
-  tracked,
-} from '../observability/health.ts';
+import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import type { Logger } from '../observability/logger.ts';
-import type { LimitName, Metrics } from '../observability/metrics.ts';
+import type { LimitName } from '../observability/metrics.ts';
 import { type Listing, newestUsable, readListing, stillListed } from '../snapshot/listing.ts';
 import { databasePrefix, shortHash, type SnapshotName } from '../snapshot/name.ts';
-import type { Spool } from '../snapshot/spool.ts';
 import { compareNames } from '../storage/order.ts';
-import type { Storage } from '../storage/storage.ts';
+import type { SyncContext } from './context.ts';
 import { Repeats } from './repeats.ts';
-import { Bell, type Clock, Limit, sleep } from './wait.ts';
+import { Bell, Limit, sleep } from './wait.ts';
 
 /** Between listings that hints ask for; hints come in flocks. */
 const minListingGapMs = 20;
 /** So many refused snapshots of one instance in a row, and its older ones are left alone: they come from the same program. */
 const maxRefused = 3;
 
-export interface ReceiverOptions {
-  readonly database: string;
-  /** Our own name, as it stands in object names. */
-  readonly instance: string;
-  readonly config: Config;
-  readonly storage: Storage;
-  readonly spool: Spool;
-  readonly logger: Logger;
-  readonly metrics: Metrics;
-  readonly health: Health;
-  readonly clock: Clock;
+export interface ReceiverOptions extends SyncContext {
   /** Something that the syncer may look at has changed: a snapshot is ready, or an instance is gone. */
   readonly onChange: () => void;
   /** A snapshot under our own name appeared that we did not write. */
@@ -182,10 +164,10 @@ export class Receiver {
     try {
       let gapMs = 0;
       // What came between the first listing and the watch gave no hint.
-      this.#bell.ring();
+      if (unwatch !== undefined) this.#bell.ring();
       for (;;) {
         await sleep(gapMs, signal);
-        const hinted = await this.#bell.wait(Math.max(0, config.storagePollIntervalMs - gapMs), signal);
+        const hinted = await this.#bell.wait(config.storagePollIntervalMs - gapMs, signal);
         const from = clock.monotonicMs();
         try {
           await this.list(signal);
@@ -197,8 +179,9 @@ export class Receiver {
             this.#log.error('Listing the storage failed; trying again', { error, times }),
           );
         }
-        // So that hints never keep us listing for more than a third of the time.
-        gapMs = Math.max(minListingGapMs, 2 * (clock.monotonicMs() - from));
+        // So that hints never keep us listing for more than a third of the time; one that hung must not make the next one late.
+        const restMs = Math.max(minListingGapMs, 2 * (clock.monotonicMs() - from));
+        gapMs = Math.min(config.storagePollIntervalMs, restMs);
         this.#log.trace('Listed the storage', { hinted });
       }
     } finally {

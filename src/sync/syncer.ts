@@ -2,27 +2,25 @@ import { type BigIntStats, watch } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorMessage, LightningStreamError } from '../errors.ts';
-import type { Config, LmdbConfig, SweeperConfig } from '../config/types.ts';
+import type { LmdbConfig, SweeperConfig } from '../config/types.ts';
 import { humanSize } from '../config/units.ts';
 import type { DatabaseStatus } from '../http/status.ts';
 import type { Environment, EnvironmentStats, MergeResult, Native } from '../native/types.ts';
-import type { Condition, Health, StartTracker } from '../observability/health.ts';
+import type { Condition, StartTracker } from '../observability/health.ts';
 import { type Latest, latest } from '../observability/latest.ts';
 import type { Logger } from '../observability/logger.ts';
-import type { Metrics } from '../observability/metrics.ts';
 import { shortHash, type SnapshotName } from '../snapshot/name.ts';
-import type { Spool } from '../snapshot/spool.ts';
-import type { Storage } from '../storage/storage.ts';
+import type { SyncContext } from './context.ts';
 import { durations, Publisher } from './publisher.ts';
 import { type ReadySnapshot, Receiver } from './receiver.ts';
 import { Repeats } from './repeats.ts';
-import { Bell, type Clock, sleep } from './wait.ts';
+import { Bell, sleep } from './wait.ts';
 
 /** How often the LMDB is looked at when no hint comes. */
 const lookIntervalMs = 100;
 /** How often reader slots of dead processes are cleared. */
 const checkReadersIntervalMs = 60_000;
-/** How long the status page waits for new figures, before it shows the last ones. */
+/** How long the status page and the log wait for new figures, before they show the last ones. */
 const statsDeadlineMs = 1000;
 /** How often it is made sure that the data file is still the one that is open. */
 const checkFileIntervalMs = 1000;
@@ -35,23 +33,12 @@ const firstListingIntervalMs = 1000;
 /** With local changes at hand, so many merges may go before an upload. */
 const maxConsecutiveMerges = 10;
 
-export interface SyncerOptions {
-  /** Key under `lmdbs:`. */
-  readonly database: string;
+export interface SyncerOptions extends SyncContext {
   readonly lmdb: LmdbConfig;
-  readonly config: Config;
   /** `receive` does everything but uploading. */
   readonly mode: 'sync' | 'receive';
-  /** Our own name, as it stands in object names. */
-  readonly instance: string;
   readonly hostname: string;
   readonly native: Native;
-  readonly storage: Storage;
-  readonly spool: Spool;
-  readonly logger: Logger;
-  readonly metrics: Metrics;
-  readonly health: Health;
-  readonly clock: Clock;
   readonly signal: AbortSignal;
 }
 
@@ -103,7 +90,7 @@ interface MapFull {
 /** An open environment and what works on it. */
 interface Session {
   readonly env: Environment;
-  /** For the status page: whoever asks, one call is under way at most. */
+  /** For the status page and the log: whoever asks, one call is under way at most. */
   readonly stats: Latest<EnvironmentStats>;
   readonly dataFile: string;
   /** Which file it is. */
@@ -507,7 +494,7 @@ export class Syncer {
     return Infinity;
   }
 
-  async #chores({ env, dataFile, file, state }: Session): Promise<void> {
+  async #chores({ env, stats, dataFile, file, state }: Session): Promise<void> {
     const { config, clock } = this.#o;
     const now = clock.monotonicMs();
     if (now >= state.checkFileAtMs) {
@@ -528,7 +515,10 @@ export class Syncer {
     }
     if (now >= state.logStatsAtMs) {
       state.logStatsAtMs = now + config.lmdbLogStatsIntervalMs;
-      const { info, dbis, usedBytes } = await env.stats();
+      // Neither a failure nor a hang of what is only told may stop the loop.
+      const figures = await stats.get(statsDeadlineMs);
+      if (figures === undefined) return;
+      const { info, dbis, usedBytes } = figures;
       this.#log.info('LMDB stats', {
         MapSize: humanSize(info.mapSizeBytes),
         LastTxnID: info.lastTransactionId,

@@ -83,6 +83,27 @@ describe('failure tracker', () => {
     expect(health.report().status).toBe('OK');
   });
 
+  test('what failed has failed since its call began', async () => {
+    const { clock, health } = setUp();
+    const tracker = health.failureTracker('x', 'list', CONFIG);
+    const attempt = async (takesMs: number): Promise<void> => {
+      const failing = tracked(tracker, () => {
+        clock.nowMs += takesMs;
+        return Promise.reject(new Error('timed out'));
+      });
+      await expect(failing).rejects.toThrow('timed out');
+      tracker.failure(new Error('timed out'));
+    };
+    await attempt(15 * MINUTE);
+    await attempt(MINUTE);
+    expect(health.report().failures).toEqual({
+      x_failed_duration: "failed to list for 16m0s - last error: 'timed out'",
+    });
+    tracker.success();
+    tracker.failure(new Error('before it could begin'));
+    expect(health.report().status).toBe('OK');
+  });
+
   test('a call that has just begun does not count, whatever the durations', () => {
     const { clock, health } = setUp();
     health.failureTracker('x', 'list', { ...CONFIG, errorDurationMs: 0 }).begin();

@@ -7,11 +7,12 @@ import { createHealth } from '../../src/observability/health.ts';
 import { createLogger } from '../../src/observability/logger.ts';
 import { createMetrics } from '../../src/observability/metrics.ts';
 import { FsStorage } from '../../src/storage/fs.ts';
+import { MemoryStorage } from '../../src/storage/memory.ts';
 import type { Storage } from '../../src/storage/storage.ts';
 import { type DaemonOptions, runDaemon } from '../../src/sync/daemon.ts';
 import { freePort, type TempDir, tempDir, until } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
-import { config } from './sync-helpers.ts';
+import { config, TroubledStorage } from './sync-helpers.ts';
 
 const native = loadNative();
 let dir: TempDir;
@@ -64,7 +65,7 @@ async function run(
   lmdbs = `main: ${lmdb('main')}`,
 ): Promise<number> {
   const running = runDaemon({
-    config: config(`spool_dir: ${dir.join('spool')}\n${extra}`, lmdbs),
+    config: config(extra.includes('spool_dir:') ? extra : `spool_dir: ${dir.join('spool')}\n${extra}`, lmdbs),
     mode: 'sync',
     onlyDbs: [],
     native,
@@ -154,6 +155,39 @@ describe('runDaemon', () => {
     abort.abort(new Error('the end'));
     expect(await running).toBe(0);
     expect(await readdir(dir.join('spool'))).toEqual([]);
+  });
+
+  it('shows in health that the storage cannot be asked for the marker file, says so once, and goes on by itself', async () => {
+    let nowMs = 0;
+    const health = createHealth(() => nowMs);
+    const storage = new TroubledStorage(new MemoryStorage());
+    const answer = Promise.withResolvers<void>();
+    storage.gate.list = answer.promise;
+    const running = run('only_once: true', { waitForMarkerFile: 'go', health, storage });
+    await until(() => storage.calls.length === 1, { what: 'a call that hangs' });
+    nowMs += 300_000;
+    const failure = (): string | undefined =>
+      health.report().failures['wait_for_marker_file_failed_duration'];
+    expect(failure()).toMatch(/^trying to .* for 5m0s, without an answer$/);
+    storage.failure.list = new Error('no route');
+    answer.resolve();
+    await until(() => storage.calls.length >= 4, { what: 'more attempts' });
+    expect(failure()).toMatch(/ for 5m0s - last error: 'no route'$/);
+    storage.failure.list = undefined;
+    await until(() => output.includes('is not there yet'), { what: 'it waits' });
+    expect(failure()).toBeUndefined();
+    expect(output.match(/Unable to check the storage/g)).toHaveLength(1);
+    await writeFile(dir.join('go'), '');
+    await storage.store('go', dir.join('go'), { signal: abort.signal });
+    expect(await running).toBe(0);
+  });
+
+  it('has its spool in the cache directory when none is configured', async () => {
+    const running = run('spool_dir: ""', { cacheDirectory: dir.join('cache'), waitForMarkerFile: 'go' });
+    await until(() => output.includes('is not there yet'), { what: 'it waits' });
+    expect(await readdir(dir.join('cache'))).toHaveLength(1);
+    abort.abort(new Error('the end'));
+    expect(await running).toBe(0);
   });
 
   it('serves health, metrics and status while it runs', async () => {

@@ -9,6 +9,7 @@ import { buildSnapshotName } from '../../src/snapshot/name.ts';
 import { Spool } from '../../src/snapshot/spool.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
 import type { CallOptions, Storage, StorageObject } from '../../src/storage/storage.ts';
+import { type Clock, systemClock } from '../../src/sync/wait.ts';
 import { flock } from '../helpers/flock.ts';
 import { recordLog } from '../helpers/log-recorder.ts';
 import { type TempDir, tempDir } from '../helpers/process.ts';
@@ -40,11 +41,21 @@ export function config(extra = '', lmdbs = 'main: {path: /nonexistent}'): Config
   return parseConfig(`${text.join('\n')}\n${extra}\n`, 'test.yaml').config;
 }
 
+/** A clock that goes on by itself, and further when told. */
+export function adjustableClock(): Clock & { advance(ms: number): void } {
+  let extraMs = 0;
+  return {
+    monotonicMs: () => systemClock.monotonicMs() + extraMs,
+    wallNano: () => systemClock.wallNano() + BigInt(extraMs) * 1_000_000n,
+    advance: (ms) => (extraMs += ms),
+  };
+}
+
 /** A storage whose calls can be made to fail or to wait; everything else is what the real one does. */
 export class TroubledStorage implements Storage {
   readonly type = 'memory';
   readonly location = 'memory';
-  /** Thrown by the calls of this operation, while set. */
+  /** Thrown by the calls of this operation, while set; a load has written something by then. */
   readonly failure: { list?: Error | undefined; load?: Error | undefined; store?: Error | undefined } = {};
   /** Awaited before each call, while set. */
   readonly gate: {
@@ -71,7 +82,11 @@ export class TroubledStorage implements Storage {
   async load(object: string, toPath: string, options: CallOptions): Promise<number> {
     this.calls.push(`load ${object}`);
     await passed(this.gate.load, options.signal);
-    if (this.failure.load !== undefined) throw this.failure.load;
+    const failure = this.failure.load;
+    if (failure !== undefined) {
+      await writeFile(toPath, 'what came before the connection br');
+      throw failure;
+    }
     return this.#inner.load(object, toPath, options);
   }
 

@@ -1,4 +1,5 @@
 import { readdir, readFile } from 'node:fs/promises';
+import { basename, dirname } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { createHealth } from '../../src/observability/health.ts';
 import { parseSnapshotName, type SnapshotName } from '../../src/snapshot/name.ts';
@@ -6,7 +7,7 @@ import { type ReadySnapshot, Receiver } from '../../src/sync/receiver.ts';
 import { StorageError } from '../../src/storage/storage.ts';
 import { systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
-import { config, name, type Surroundings, surroundings } from './sync-helpers.ts';
+import { adjustableClock, config, name, type Surroundings, surroundings } from './sync-helpers.ts';
 
 const deleted = { signal: new AbortController().signal };
 let around: Surroundings;
@@ -25,7 +26,7 @@ afterEach(async () => {
 });
 
 /** A receiver that has listed once and goes on listing. */
-async function receive(extra = ''): Promise<Receiver> {
+async function receive(extra = '', clock = systemClock): Promise<Receiver> {
   const foreign: SnapshotName[] = [];
   const receiver = new Receiver({
     ...around,
@@ -33,7 +34,7 @@ async function receive(extra = ''): Promise<Receiver> {
     instance: 'self',
     config: config(extra),
     logger: around.log.logger,
-    clock: systemClock,
+    clock,
     onChange: () => undefined,
     onForeign: (found) => foreign.push(found),
   });
@@ -85,6 +86,18 @@ describe('Receiver', () => {
     await next(receiver);
     await listings(2);
     expect(around.health.report().ok).toBe(true);
+  });
+
+  it('is not late with the next listing after one that hung', async () => {
+    const clock = adjustableClock();
+    await receive('', clock);
+    const list = Promise.withResolvers<void>();
+    around.storage.gate.list = list.promise;
+    await listings(1);
+    clock.advance(900_000);
+    around.storage.gate.list = undefined;
+    list.reject(new Error('no answer'));
+    await listings(1);
   });
 
   it('fetches the newest snapshot of each instance into the spool, and only that', async () => {
@@ -210,7 +223,10 @@ describe('Receiver', () => {
       what: 'the newer one is listed',
     });
     around.storage.failure.load = undefined;
-    expect((await next(receiver)).name.name).toBe(name('a', 2));
+    const got = await next(receiver);
+    expect(got.name.name).toBe(name('a', 2));
+    expect(await readFile(got.path, 'utf8')).toBe('second');
+    expect((await readdir(dirname(got.path))).sort()).toEqual([basename(got.path), 'lock'].sort());
     expect(around.health.report().failures).toEqual({});
     const failed = 'lightningstream_syncer_snapshots_load_failed_total{lmdb="main",syncer_instance="a"}';
     expect(await around.metric(failed)).toBeGreaterThanOrEqual(1);

@@ -11,6 +11,7 @@ import { type Clock, systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
 import {
+  adjustableClock,
   at,
   config,
   name,
@@ -73,16 +74,6 @@ function run(extra = '', options: Options = {}): Syncer {
   return syncer;
 }
 
-/** A clock that also goes on by itself. */
-function adjustableClock(): Clock & { advance(ms: number): void } {
-  let extraMs = 0;
-  return {
-    monotonicMs: () => systemClock.monotonicMs() + extraMs,
-    wallNano: () => systemClock.wallNano() + BigInt(extraMs) * 1_000_000n,
-    advance: (ms) => (extraMs += ms),
-  };
-}
-
 /** The real addon, with something before each merge, and the order of calls written down. */
 function observed(beforeMerge: () => Promise<void>, calls: string[], ahead = () => 0n): Native {
   return {
@@ -105,8 +96,8 @@ function observed(beforeMerge: () => Promise<void>, calls: string[], ahead = () 
   };
 }
 
-/** The real addon, except that figures never come. */
-function hangingStats(never: Promise<never>, calls: string[]): Native {
+/** The real addon, except that this comes of asking for figures. */
+function withStats(outcome: () => Promise<never>, calls: string[]): Native {
   return {
     ...native,
     openEnvironment(path, options) {
@@ -116,7 +107,7 @@ function hangingStats(never: Promise<never>, calls: string[]): Native {
           if (property === 'stats')
             return () => {
               calls.push(property);
-              return never;
+              return outcome();
             };
           return typeof member === 'function' ? (member.bind(target) as unknown) : member;
         },
@@ -339,7 +330,7 @@ describe('storage trouble', () => {
     expect((await inspect(only)).lmdbTxnId).toBeGreaterThanOrEqual(2n);
   });
 
-  it('never stores two snapshots at once', async () => {
+  it('never stores two snapshots at once; downloads and merges go on, and after it goes what is newest then', async () => {
     let open = (): void => undefined;
     around.storage.gate.store = new Promise((resolve) => (open = resolve));
     await application().put('data', 'k', '0');
@@ -348,9 +339,29 @@ describe('storage trouble', () => {
     await application().put('data', 'k', '1');
     await around.put(name('a', 1), remote(entry('x', 'remote')));
     await readable('x', 'remote');
+    await application().put('data', 'k', '2');
     await rounds();
     expect(around.storage.calls.filter((call) => call.startsWith('store'))).toHaveLength(1);
     open();
+    const [, second = ''] = await storedCount(2);
+    // Three commits of the application and one merge.
+    expect((await inspect(second)).lmdbTxnId).toBe(4n);
+    await rounds();
+    expect(await stored()).toHaveLength(2);
+  });
+
+  it('stores while a listing hangs, and while a download does', async () => {
+    run();
+    await logged('LMDB is empty');
+    around.storage.gate.load = new Promise(() => undefined);
+    await around.put(name('a', 1), remote(entry('x', 'remote')));
+    await until(() => around.storage.calls.includes(`load ${name('a', 1)}`), { what: 'a download' });
+    const lists = around.storage.calls.length;
+    around.storage.gate.list = new Promise(() => undefined);
+    await until(() => around.storage.calls.length > lists, { what: 'a listing' });
+    await application().put('data', 'k', '1');
+    await storedCount(1);
+    await application().put('data', 'k', '2');
     await storedCount(2);
   });
 
@@ -903,6 +914,26 @@ describe('the end', () => {
     expect(around.log.text()).not.toContain('level=error');
   });
 
+  it('does not wait for the storage, and leaves nothing in the spool', async () => {
+    run();
+    await logged('LMDB is empty');
+    for (const operation of ['load', 'store', 'list'] as const) {
+      around.storage.gate[operation] = new Promise(() => undefined);
+      if (operation === 'load') await around.put(name('a', 1), remote(entry('x', 'remote')));
+      if (operation === 'store') await application().put('data', 'k', 'v');
+      const seen = around.storage.calls.length;
+      await until(() => around.storage.calls.slice(seen - 1).some((call) => call.startsWith(operation)), {
+        what: operation,
+      });
+    }
+    around.abort.abort(new Error('the end'));
+    expect(await ended).toBe(true);
+    const [own = ''] = await readdir(around.spool.base);
+    expect(await readdir(join(around.spool.base, own))).toEqual(['lock']);
+    expect(await stored()).toEqual([]);
+    expect(around.log.text()).not.toMatch(/level=(warning|error)\b.*(failed|retrying)/i);
+  });
+
   it('leaves the path free to be opened again', async () => {
     await application().put('data', 'k', 'v');
     run();
@@ -961,13 +992,30 @@ describe('lmdb_log_stats_interval', () => {
     await rounds();
     expect(count('LMDB stats')).toBe(1);
   });
+
+  it.each<[string, () => Promise<never>]>([
+    ['never come', () => new Promise(() => undefined)],
+    ['cannot be had', () => Promise.reject(new LightningStreamError('MDB_INCOMPATIBLE', 'of another kind'))],
+  ])('does not stop the loop when figures %s', async (_, outcome) => {
+    const clock = adjustableClock();
+    const calls: string[] = [];
+    await application().put('data', 'k', 'v');
+    run('lmdb_log_stats_interval: 1h', { clock, native: withStats(outcome, calls) });
+    await storedCount(1);
+    clock.advance(3_600_001);
+    await until(() => calls.includes('stats'), { what: 'asked for figures' });
+    await application().put('data', 'k', 'changed');
+    await storedCount(2);
+    expect(count('Env info')).toBe(1);
+    expect(around.health.report().ok).toBe(true);
+  });
 });
 
 describe('status', () => {
   it('comes without figures when the LMDB is too busy, and asks it once only', async () => {
     const calls: string[] = [];
     const busy = Promise.withResolvers<never>();
-    const syncer = run('', { native: hangingStats(busy.promise, calls) });
+    const syncer = run('', { native: withStats(() => busy.promise, calls) });
     await logged('LMDB is empty, waiting for data');
     const [first, second] = await Promise.all([syncer.status(), syncer.status()]);
     expect(first).toMatchObject({ phase: 'waiting', stats: undefined });
