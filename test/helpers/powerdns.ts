@@ -224,10 +224,8 @@ export async function powerDns(directory: string, options: PowerDnsOptions = {})
         return `  "${zone}." static-key ${flags} ${protocol} ${algorithm} "${data}";\n`;
       });
       await writeFile(anchors, `trust-anchors {\n${lines.join('')}};\n`);
-      const { stdout, all } = await called('delv', [
-        ...['@127.0.0.1', '-p', String(dnsPort), '-a', anchors, `+root=${zone}`],
-        ...[name, type],
-      ]);
+      const where = ['@127.0.0.1', '-p', String(dnsPort), '-a', anchors, `+root=${zone}`];
+      const { stdout, all } = await called('delv', [...where, name, type]);
       if (!/^; (negative response, )?fully validated$/m.test(stdout)) throw new Error(all);
       return stdout.split('\n').filter((line) => line !== '');
     },
