@@ -23,7 +23,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build demo test check bench fuzz soak tools clean prerequisites node-lmdb
+.PHONY: help build demo test check bench fuzz soak tools clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -49,7 +49,7 @@ soak: build tools ## random writers, kills and restarts for SOAK_MINUTES (30)
 fuzz: prerequisites ## fuzz the snapshot decoder for FUZZ_SECONDS (60) per target
 	@cd '$(ROOT)' && FUZZ_SECONDS='$(or $(FUZZ_SECONDS),60)' exec sh build/fuzz.sh
 
-tools: $(TESTKIT) node-lmdb ## what only the tests need
+tools: $(TESTKIT) node-lmdb test-servers ## what only the tests need; servers they run are installed once, in minutes, with Go
 
 clean: ## removes everything that was built (downloaded packages stay)
 	rm -rf '$(ROOT)/dist' '$(ROOT)/.cache' '$(ADDON)'
@@ -82,3 +82,7 @@ $(DIST): $(TS_SOURCES) $(INSTALLED)
 
 node-lmdb: $(INSTALLED)
 	@sh '$(ROOT)/build/node-lmdb.sh' '$(NODE)' >/dev/null
+
+# What cannot be had is said in one line; the tests that need it are skipped with the same one.
+test-servers:
+	@for tool in minio mc versitygw; do sh '$(ROOT)/build/tool.sh' "$$tool" >/dev/null || true; done

@@ -1,0 +1,65 @@
+#!/bin/sh
+# tool.sh [--installed] NAME: installs what the tests run beside our own program, if it is not there yet, and prints where it is.
+#
+#   minio, versitygw   S3 servers
+#   mc                 MinIO's client: its users and policies
+#   pdns-4.9           a root directory with PowerDNS
+#
+# Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
+# version, for the next clone: in $XDG_CACHE_HOME/lightningstream-ts (~/.cache/lightningstream-ts).
+set -eu
+build=$(cd "$(dirname "$0")" && pwd)
+. "$build/versions.sh"
+only_look=false
+if [ "${1:-}" = --installed ]; then
+  only_look=true
+  shift
+fi
+tool=${1:?usage: tool.sh [--installed] NAME}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/lightningstream-ts
+
+unavailable() {
+  echo "$tool: $*" >&2
+  exit 1
+}
+
+case $tool in
+  minio) version=$minio_version module=github.com/minio/minio ;;
+  mc) version=$mc_version module=github.com/minio/mc ;;
+  versitygw) version=$versitygw_version module=github.com/versity/versitygw/cmd/versitygw ;;
+  pdns-4.9) if $only_look; then exec sh "$build/pdns-root.sh" --installed trixie; else exec sh "$build/pdns-root.sh" trixie; fi ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9' ;;
+esac
+
+directory=$cache/$tool-$version-$(uname -m)
+program=$directory/$tool
+found() {
+  if [ -x "$program" ]; then
+    echo "$program"
+    exit 0
+  fi
+}
+
+found
+go_version=$(go env GOVERSION 2>/dev/null) || unavailable "needs Go $go_minimum or later, and there is none. https://go.dev/dl, or Debian 13: apt install golang-go"
+if $only_look; then unavailable 'not installed: run make tools'; fi
+
+mkdir -p "$cache"
+# Whoever comes second waits, and finds it done.
+exec 9>"$directory.lock"
+flock 9
+found
+
+echo "installing $tool $version into $directory (minutes, once)" >&2
+# In a directory of its own, then renamed: an interrupted installation never leaves half of it.
+work=$(mktemp -d "$cache/build.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+if ! (cd "$work" && CGO_ENABLED=0 GOBIN=$work go install -trimpath -ldflags='-s -w' "$module@$version") >"$work/log" 2>&1; then
+  unavailable "go install $module@$version failed ($go_version; it needs $go_minimum or later): $(tail -n 1 "$work/log")"
+fi
+rm "$work/log"
+rm -rf "$directory"
+mv -T "$work" "$directory"
+found
+unavailable "go install left no $program"

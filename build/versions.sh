@@ -1,0 +1,13 @@
+# The versions of everything that the tests install for themselves (build/tool.sh). Sourced, not run.
+# What npm and cargo bring is pinned by package-lock.json and Cargo.lock; node-lmdb by test/tools/node-lmdb/package-lock.json.
+# shellcheck shell=sh disable=SC2034
+
+# MinIO's repository is archived and has no module versions: these are commits, the newest that the Go module proxy holds.
+minio_version=v0.0.0-20260212201848-7aac2a2c5b7c
+mc_version=v0.0.0-20250813083541-7394ce0dd2a8
+versitygw_version=v1.8.0
+# What installs them; a Go from 1.21 on brings itself up to what a module asks for.
+go_minimum=1.21
+
+# PowerDNS comes from Debian (build/pdns-root.sh), which settles the last digit.
+pdns_in_trixie=4.9
