@@ -1,4 +1,4 @@
-import { ConfigError, optionText } from '../config/decode.ts';
+import { ConfigError } from '../config/decode.ts';
 import type { Config } from '../config/types.ts';
 
 /** A feature that a configuration may ask for and this version does not have. */
@@ -20,12 +20,6 @@ const BOTH: readonly DaemonMode[] = ['sync', 'receive'];
 const missing: readonly Missing[] = [
   { what: 'S3 storage', keys: storageType('s3'), instead: 'use fs', modes: BOTH },
   { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs', modes: BOTH },
-  {
-    what: 'the update marker',
-    keys: trueOption('use_update_marker'),
-    instead: 'set it to false, on all instances',
-    modes: BOTH,
-  },
   {
     what: 'shadow mode',
     keys: lmdbKeys('schema_tracks_changes', (lmdb) => !lmdb.schemaTracksChanges),
@@ -77,11 +71,6 @@ export function refuseMissingFeatures(
 
 function storageType(type: string): Missing['keys'] {
   return ({ storage }) => (storage.type === type ? ['storage.type'] : []);
-}
-
-function trueOption(name: string): Missing['keys'] {
-  return ({ storage }) =>
-    /^(y|yes|true|on)$/i.test(optionText(storage.options, name) ?? '') ? [`storage.options.${name}`] : [];
 }
 
 function lmdbKeys(

@@ -670,13 +670,6 @@ function undecoded(options: unknown): Undecoded {
   };
 }
 
-/** The text of one option, to look at before the section is decoded; undefined when it is absent, null or no single value. */
-export function optionText(options: unknown, name: string): string | undefined {
-  if (!isUndecoded(options)) return undefined;
-  const value = entries(options.values, options.place).map.get(name)?.values.at(-1) ?? null;
-  return scalarText(options.place.source.resolve(value))?.text;
-}
-
 /** The secrets in a section, so that they can be masked wherever else they turn up. */
 export function secretsOf(options: Undecoded): readonly string[] {
   const secrets: string[] = [];

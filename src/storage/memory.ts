@@ -1,11 +1,18 @@
+import { createHash } from 'node:crypto';
 import { open } from 'node:fs/promises';
 import { readChunks, saveObject } from './local-file.ts';
 import { compareNames } from './order.ts';
-import { type CallOptions, type Storage, StorageError, type StorageObject } from './storage.ts';
+import {
+  type CallOptions,
+  StorageError,
+  type StorageObject,
+  type TaggedStorage,
+  updateMarkerName,
+} from './storage.ts';
 import { attempt, notFound } from './system-error.ts';
 
 /** Objects in the memory of this process, for tests. They are gone with it. */
-export class MemoryStorage implements Storage {
+export class MemoryStorage implements TaggedStorage {
   readonly type = 'memory';
   readonly location = 'memory';
   readonly #objects = new Map<string, Buffer>();
@@ -14,7 +21,7 @@ export class MemoryStorage implements Storage {
   async list(prefix: string, { signal }: CallOptions): Promise<readonly StorageObject[]> {
     await turn(signal);
     return [...this.#objects]
-      .filter(([name]) => name.startsWith(prefix))
+      .filter(([name]) => name.startsWith(prefix) && name !== updateMarkerName)
       .map(([name, content]) => ({ name, sizeBytes: content.length }))
       .sort((a, b) => compareNames(a.name, b.name));
   }
@@ -26,7 +33,11 @@ export class MemoryStorage implements Storage {
     return saveObject(name, toPath, [content], signal);
   }
 
-  async store(name: string, fromPath: string, { signal }: CallOptions): Promise<void> {
+  async store(name: string, fromPath: string, options: CallOptions): Promise<void> {
+    await this.storeTagged(name, fromPath, options);
+  }
+
+  async storeTagged(name: string, fromPath: string, { signal }: CallOptions): Promise<string> {
     await turn(signal);
     if (name === '') {
       throw new StorageError(
@@ -42,11 +53,20 @@ export class MemoryStorage implements Storage {
       const chunks: Buffer[] = [];
       for await (const chunk of readChunks(source, context, signal)) chunks.push(Buffer.from(chunk));
       signal.throwIfAborted();
-      this.#objects.set(name, Buffer.concat(chunks));
+      return this.#put(name, Buffer.concat(chunks));
     } finally {
       await source.close();
     }
-    this.#changed();
+  }
+
+  async readSmall(name: string, { signal }: CallOptions): Promise<string | undefined> {
+    await turn(signal);
+    return this.#objects.get(name)?.toString();
+  }
+
+  async writeSmall(name: string, text: string, { signal }: CallOptions): Promise<string> {
+    await turn(signal);
+    return this.#put(name, Buffer.from(text));
   }
 
   async delete(name: string, { signal }: CallOptions): Promise<void> {
@@ -64,6 +84,13 @@ export class MemoryStorage implements Storage {
   close(): Promise<void> {
     this.#watchers.clear();
     return Promise.resolve();
+  }
+
+  /** Returns what S3 calls the ETag of an object in one part. */
+  #put(name: string, content: Buffer): string {
+    this.#objects.set(name, content);
+    this.#changed();
+    return createHash('md5').update(content).digest('hex');
   }
 
   #changed(): void {

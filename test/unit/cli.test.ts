@@ -204,11 +204,7 @@ describe('features that are not built yet', () => {
 
   test.each([
     ['sweeper: {enabled: true}', undefined, ['sweeper.enabled']],
-    [
-      '',
-      '{type: s3, options: {use_update_marker: yes}}',
-      ['storage.type', 'storage.options.use_update_marker'],
-    ],
+    ['', '{type: s3}', ['storage.type']],
     ['', '{type: azure}', ['storage.type']],
     ['', '{type: fs, cleanup: {enabled: true}}', ['storage.cleanup.enabled']],
   ])('%s %s', async (more, storage, keys) => {

@@ -12,7 +12,6 @@ import {
   map,
   object,
   oneOf,
-  optionText,
   Place,
   size,
   Source,
@@ -230,12 +229,6 @@ describe('options that are decoded later', () => {
     expect(complaints(() => decodeOptions(undefined, spec))).toEqual([
       'options: storage.options.root_path: must be set',
     ]);
-  });
-
-  test('can be looked at', () => {
-    expect(optionText(options('    x: &a yes\n    y: *a\n    z: [1]\n'), 'y')).toBe('yes');
-    expect(optionText(options('    z: [1]\n'), 'z')).toBeUndefined();
-    expect(optionText(undefined, 'z')).toBeUndefined();
   });
 
   test('a decoded secret is masked when it is printed', () => {
