@@ -49,7 +49,7 @@ soak: build tools ## random writers, kills and restarts for SOAK_MINUTES (30)
 fuzz: prerequisites ## fuzz the snapshot decoder for FUZZ_SECONDS (60) per target
 	@cd '$(ROOT)' && FUZZ_SECONDS='$(or $(FUZZ_SECONDS),60)' exec sh build/fuzz.sh
 
-tools: $(TESTKIT) node-lmdb test-servers ## what only the tests need; servers they run are installed once, in minutes, with Go
+tools: $(TESTKIT) node-lmdb test-servers ## what only the tests need: S3 servers (with Go), PowerDNS, node-lmdb; minutes, once
 
 clean: ## removes everything that was built (downloaded packages stay)
 	rm -rf '$(ROOT)/dist' '$(ROOT)/.cache' '$(ADDON)'
@@ -85,4 +85,4 @@ node-lmdb: $(INSTALLED)
 
 # What cannot be had is said in one line; the tests that need it are skipped with the same one.
 test-servers:
-	@for tool in minio mc versitygw; do sh '$(ROOT)/build/tool.sh' "$$tool" >/dev/null || true; done
+	@for tool in minio mc versitygw pdns-4.9; do sh '$(ROOT)/build/tool.sh' "$$tool" >/dev/null || true; done

@@ -3,7 +3,7 @@
 #
 #   minio, versitygw   S3 servers
 #   mc                 MinIO's client: its users and policies
-#   pdns-4.9           a root directory with PowerDNS
+#   pdns-4.9           PowerDNS: a directory (build/pdns-root.sh)
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
 # version, for the next clone: in $XDG_CACHE_HOME/lightningstream-ts (~/.cache/lightningstream-ts).
