@@ -91,9 +91,9 @@ export class Testkit implements AsyncDisposable {
     await this.call({ op: 'fill', count: records });
   }
 
-  /** Gives this part of the filled records a newer timestamp and another value. */
-  async touch(fraction: number): Promise<void> {
-    await this.call({ op: 'touch', fraction });
+  /** Gives this part of the filled records a newer timestamp and another value; or, with `keepValue`, the same one. */
+  async touch(fraction: number, options: { keepValue?: boolean } = {}): Promise<void> {
+    await this.call({ op: 'touch', fraction, ...options });
   }
 
   /** Hash of all records, the local transaction ids left out: equal where two databases agree. */

@@ -13,7 +13,7 @@
 //! | dump | | dbis: {name: {key: {value, timestamp, deleted}}} |
 //! | digest | | digest: hash of all records without transaction ids |
 //! | fill | count, valueBytes? | transactionId |
-//! | touch | fraction | changed |
+//! | touch | fraction, keepValue? | changed |
 //! | lockloop | durationMs | longestWaitNs, rounds |
 //! | lock / unlock | | holds the write lock between the two |
 
@@ -71,6 +71,8 @@ enum Request {
     },
     Touch {
         fraction: f64,
+        #[serde(default, rename = "keepValue")]
+        keep_value: bool,
     },
     Lockloop {
         #[serde(rename = "durationMs")]
@@ -172,7 +174,7 @@ fn serve(env: &Environment, request: Request) -> Result<Value> {
         Request::Dump => dump(env),
         Request::Digest => digest(env),
         Request::Fill { count, value_bytes } => fill(env, count, value_bytes.unwrap_or(32)),
-        Request::Touch { fraction } => touch(env, fraction),
+        Request::Touch { fraction, keep_value } => touch(env, fraction, keep_value),
         Request::Lockloop { duration_ms } => lock_loop(env, Duration::from_millis(duration_ms)),
         Request::Lock | Request::Unlock => Err(Error::new(Code::InvalidArgument, "no lock is held")),
     }
@@ -327,8 +329,9 @@ fn fill(env: &Environment, count: u64, value_bytes: usize) -> Result<Value> {
     Ok(json!({ "transactionId": id.to_string() }))
 }
 
-/// Rewrites every n-th filled record with a new timestamp and a changed payload.
-fn touch(env: &Environment, fraction: f64) -> Result<Value> {
+/// Rewrites every n-th filled record with a new timestamp and a changed payload; with `keep_value` with the payload it has, which the
+/// application still has to understand.
+fn touch(env: &Environment, fraction: f64, keep_value: bool) -> Result<Value> {
     let step = (1.0 / fraction).round().max(1.0) as u64;
     let mut keys = Vec::new();
     let mut position = 0;
@@ -347,7 +350,9 @@ fn touch(env: &Environment, fraction: f64) -> Result<Value> {
     let mut cursor = txn.cursor(dbi)?;
     let (timestamp, mut stored) = (now(), Vec::new());
     for (key, value) in &mut keys {
-        value.reverse();
+        if !keep_value {
+            value.reverse();
+        }
         header::build(&mut stored, timestamp, id, 0, value, false);
         cursor.put(key, &stored, false)?;
     }
