@@ -9,13 +9,13 @@
  *   BENCH_WRITE=1             put the result into docs/performance.md
  */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, release, totalmem } from 'node:os';
+import { copyFileSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { launcher, repositoryRoot, run, tempDir } from '../helpers/process.ts';
+import { run, tempDir } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
-import { measureLatency } from './latency.ts';
-import { measure, median, type Command, type Measurement, type Program } from './measure.ts';
+import { LATENCY_HEAD, latencyCells, Pair } from './latency.ts';
+import { measure, median, programs, type Command, type Measurement, type Program } from './measure.ts';
+import { machine, markdownTable, say, writeReport } from './report.ts';
 
 /** One kind of work; every run starts from the same state. */
 interface Work {
@@ -52,11 +52,6 @@ const MAP_SIZE_BYTES = 8 * 1024 ** 3;
 // Through the exit handler of the helpers, which removes databases and daemons.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
-const reference = process.env['LS_REFERENCE'] || undefined;
-const programs: readonly Program[] = [
-  { name: 'ours', file: launcher },
-  ...(reference === undefined ? [] : [{ name: 'reference' as const, file: reference }]),
-];
 const only = process.env['BENCH_ONLY'] ?? '';
 
 let report = `${machine()}\n`;
@@ -68,7 +63,7 @@ if (only !== 'latency') {
 }
 if (only !== 'size') report += `\n${await latency()}`;
 process.stdout.write(`\n${report}`);
-if (process.env['BENCH_WRITE'] === '1') writeReport(report);
+if (process.env['BENCH_WRITE'] === '1') writeReport('bench', report);
 
 async function benchSize(records: number): Promise<Row[]> {
   await using dir = await tempDir('lightningstream-bench-', process.env['BENCH_DIR']);
@@ -235,27 +230,29 @@ function middle(runs: readonly Measurement[]): Measurement {
 }
 
 async function latency(): Promise<string> {
-  const lines = [
-    '| commit on A → readable on B (fs, 10 k records, default intervals) | median | p99 | worst |',
-    '|---|---|---|---|',
-  ];
+  const samples = Number(process.env['BENCH_LATENCY_SAMPLES'] || 100);
+  const rows: string[][] = [];
   for (const program of programs) {
-    const { medianMs, p99Ms, worstMs, samples } = await measureLatency(program, (text) =>
-      say(`latency, ${program.name}: ${text}`),
-    );
-    lines.push(
-      `| ${program.name}, ${samples} commits | ${[medianMs, p99Ms, worstMs].map((ms) => `${ms.toFixed(0)} ms`).join(' | ')} |`,
-    );
+    await using dir = await tempDir('lightningstream-latency-', process.env['BENCH_DIR']);
+    mkdirSync(dir.join('storage'));
+    const storage = { type: 'fs', options: { root_path: dir.join('storage') } };
+    await using pair = await Pair.start({ program, storage });
+    const delaysMs: number[] = [];
+    while (delaysMs.length < samples) {
+      delaysMs.push(await pair.sample());
+      if (delaysMs.length % 25 === 0) say(`latency, ${program.name}: ${delaysMs.length} of ${samples}`);
+    }
+    rows.push([`${program.name}, ${samples} commits`, ...latencyCells(delaysMs)]);
   }
-  return `${lines.join('\n')}\n`;
+  const title = 'commit on A → readable on B (fs, 10 k records, default intervals)';
+  return markdownTable([title, ...LATENCY_HEAD], rows, 1);
 }
 
 function table(rows: readonly Row[]): string {
   const compared = programs.length > 1;
   const head = ['records', 'work', 'wall', 'CPU', 'RssAnon', 'lock wait'];
   if (compared) head.push('reference: wall', 'CPU', 'RssAnon', 'lock wait', 'faster');
-  const lines = [head, head.map((_, index) => (index < 2 ? '---' : '--:')), ...rows.map(cells)];
-  return lines.map((line) => `| ${line.join(' | ')} |\n`).join('');
+  return markdownTable(head, rows.map(cells), 2);
 }
 
 function cells(row: Row): string[] {
@@ -276,37 +273,14 @@ function growth(rows: readonly Row[]): string {
   const sizes = [...new Set(rows.map((row) => row.records))];
   const works = [...new Set(rows.map((row) => row.work))];
   if (sizes.length < 2) return '';
-  const lines = [
-    ['µs per record', ...sizes.map(label)],
-    ['---', ...sizes.map(() => '--:')],
-    ...works.map((work) => [
-      work,
-      ...sizes.map((size) => {
-        const row = rows.find((one) => one.records === size && one.work === work);
-        return row === undefined ? '' : ((row.ours.wallMs * 1000) / size).toFixed(2);
-      }),
-    ]),
-  ];
-  return `\n${lines.map((line) => `| ${line.join(' | ')} |\n`).join('')}`;
-}
-
-function machine(): string {
-  const all = cpus();
-  const date = new Date().toISOString().slice(0, 10);
-  const { version } = JSON.parse(readFileSync(join(repositoryRoot, 'package.json'), 'utf8')) as {
-    version: string;
-  };
-  return `${date}, version ${version}, Node.js ${process.version}; ${all.length} × ${all[0]?.model.trim() ?? '?'}, ${Math.round(totalmem() / 1024 ** 3)} GiB, Linux ${release()}.`;
-}
-
-function writeReport(text: string): void {
-  const path = join(repositoryRoot, 'docs', 'performance.md');
-  const page = readFileSync(path, 'utf8');
-  const begin = '<!-- bench:begin -->';
-  const end = '<!-- bench:end -->';
-  if (!page.includes(begin) || !page.includes(end)) throw new Error(`${path} has no place for the result`);
-  const head = page.slice(0, page.indexOf(begin) + begin.length);
-  writeFileSync(path, `${head}\n\n${text}\n${page.slice(page.indexOf(end))}`);
+  const lines = works.map((work) => [
+    work,
+    ...sizes.map((size) => {
+      const row = rows.find((one) => one.records === size && one.work === work);
+      return row === undefined ? '' : ((row.ours.wallMs * 1000) / size).toFixed(2);
+    }),
+  ]);
+  return `\n${markdownTable(['µs per record', ...sizes.map(label)], lines, 1)}`;
 }
 
 function parseSize(text: string): number {
@@ -319,8 +293,4 @@ function parseSize(text: string): number {
 function label(records: number): string {
   if (records % 1_000_000 === 0) return `${records / 1_000_000} M`;
   return records % 1000 === 0 ? `${records / 1000} k` : String(records);
-}
-
-function say(text: string): void {
-  process.stderr.write(`${text}\n`);
 }

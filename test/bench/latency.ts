@@ -1,85 +1,114 @@
-/** Time from a commit on one instance until the value can be read on another, both quiet, with the default intervals. */
+/** Time from a commit on one instance until the value can be read on another, both quiet. */
 import { mkdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { start, tempDir, until, type Running, type TempDir } from '../helpers/process.ts';
+import { start, tempDir, until, type Running } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
 import { quantile, type Program } from './measure.ts';
-
-export interface Latency {
-  readonly samples: number;
-  readonly medianMs: number;
-  readonly p99Ms: number;
-  readonly worstMs: number;
-}
 
 const RECORDS = 10_000;
 const DBI = 'latency';
 
-/** BENCH_LATENCY_SAMPLES (100) commits, each after a quiet time longer than the poll intervals. */
-export async function measureLatency(program: Program, say: (text: string) => void): Promise<Latency> {
-  const samples = Number(process.env['BENCH_LATENCY_SAMPLES'] || 100);
-  await using dir = await tempDir('lightningstream-latency-', process.env['BENCH_DIR']);
-  mkdirSync(dir.join('storage'));
-  const databaseA = dir.join('a.mdb');
-  const databaseB = dir.join('b.mdb');
-  await using a = new Testkit(databaseA, { noSubdir: true });
-  await using b = new Testkit(databaseB, { noSubdir: true });
-  await a.fill(RECORDS);
-  await b.put(DBI, 'begin', 'x');
-  await using daemonA = await startDaemon(program, dir, 'a', databaseA);
-  await using daemonB = await startDaemon(program, dir, 'b', databaseB);
-  await until(async () => (await a.get(DBI, 'begin'))?.value, {
-    what: 'A has what B wrote',
-    timeoutMs: 60_000,
-  });
-  const digest = await a.digest();
-  await until(async () => (await b.digest()) === digest, { what: 'B has all records', timeoutMs: 60_000 });
+export interface DaemonOptions {
+  readonly program: Program;
+  /** The section `storage` of the configuration. */
+  readonly storage: object;
+  /** Both poll intervals; the defaults when not given. */
+  readonly pollIntervalMs?: number;
+}
 
-  const delaysMs: number[] = [];
-  for (let sample = 0; sample < samples; sample += 1) {
-    // Quiet, and not in step with anybody's poll.
-    await delay(1500 + Math.random() * 1000);
-    const value = `value ${sample}`;
-    await a.put(DBI, 'probe', value);
+/** Two LMDBs of 10 k records, each with its daemon, on one storage. */
+export class Pair implements AsyncDisposable {
+  readonly #a: Testkit;
+  readonly #b: Testkit;
+  readonly #quietMs: number;
+  readonly #stack: AsyncDisposableStack;
+  #count = 0;
+
+  private constructor(a: Testkit, b: Testkit, quietMs: number, stack: AsyncDisposableStack) {
+    this.#a = a;
+    this.#b = b;
+    this.#quietMs = quietMs;
+    this.#stack = stack;
+  }
+
+  /** Resolves when both hold the same. */
+  static async start(options: DaemonOptions): Promise<Pair> {
+    await using stack = new AsyncDisposableStack();
+    const dir = stack.use(await tempDir('lightningstream-latency-', process.env['BENCH_DIR']));
+    const [databaseA, databaseB] = [dir.join('a.mdb'), dir.join('b.mdb')];
+    const a = stack.use(new Testkit(databaseA, { noSubdir: true }));
+    const b = stack.use(new Testkit(databaseB, { noSubdir: true }));
+    await a.fill(RECORDS);
+    await b.put(DBI, 'begin', 'x');
+    stack.use(await startDaemon(options, dir.join('a'), databaseA));
+    stack.use(await startDaemon(options, dir.join('b'), databaseB));
+    await until(async () => (await a.get(DBI, 'begin'))?.value, {
+      what: 'A has what B wrote',
+      timeoutMs: 60_000,
+    });
+    const digest = await a.digest();
+    await until(async () => (await b.digest()) === digest, {
+      what: 'B has all records',
+      timeoutMs: 60_000,
+    });
+    return new Pair(a, b, 1.5 * (options.pollIntervalMs ?? 1000), stack.move());
+  }
+
+  /** One commit, after a quiet time that is longer than the poll intervals and in step with nobody's; ms until B has it. */
+  async sample(): Promise<number> {
+    await delay(this.#quietMs * (1 + Math.random()));
+    this.#count += 1;
+    const value = `value ${this.#count}`;
+    await this.#a.put(DBI, 'probe', value);
     const committedMs = performance.now();
-    await until(async () => (await b.get(DBI, 'probe'))?.value === value, {
+    await until(async () => (await this.#b.get(DBI, 'probe'))?.value === value, {
       what: `B has ${value}`,
       timeoutMs: 60_000,
       intervalMs: 1,
     });
-    delaysMs.push(performance.now() - committedMs);
-    if ((sample + 1) % 25 === 0) say(`${sample + 1} of ${samples}`);
+    return performance.now() - committedMs;
   }
-  await daemonA.stop().catch(() => undefined);
-  await daemonB.stop().catch(() => undefined);
-  return {
-    samples,
-    medianMs: quantile(delaysMs, 0.5),
-    p99Ms: quantile(delaysMs, 0.99),
-    worstMs: Math.max(...delaysMs),
-  };
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stack.disposeAsync();
+  }
 }
 
-async function startDaemon(program: Program, dir: TempDir, name: string, database: string): Promise<Running> {
-  mkdirSync(dir.join(name));
-  const config = `
-instance: ${name}
-lmdbs:
-  main:
-    path: ${database}
-    schema_tracks_changes: true
-    options:
-      no_subdir: true
-storage:
-  type: fs
-  options:
-    root_path: ${dir.join('storage')}
-`;
+/** In a directory of its own, which is also the instance's name. */
+export async function startDaemon(options: DaemonOptions, dir: string, database: string): Promise<Running> {
+  mkdirSync(dir, { recursive: true });
+  const config = {
+    instance: dir.slice(dir.lastIndexOf('/') + 1),
+    ...(options.pollIntervalMs === undefined
+      ? {}
+      : {
+          lmdb_poll_interval: `${options.pollIntervalMs}ms`,
+          storage_poll_interval: `${options.pollIntervalMs}ms`,
+        }),
+    lmdbs: {
+      main: {
+        path: database,
+        schema_tracks_changes: true,
+        options: { no_subdir: true, create: true },
+      },
+    },
+    storage: options.storage,
+  };
   return await start({
-    command: program.file,
+    command: options.program.file,
     args: ['sync'],
-    config,
-    cwd: dir.join(name),
-    env: { CACHE_DIRECTORY: dir.join(name) },
+    // JSON is YAML.
+    config: JSON.stringify(config),
+    cwd: dir,
+    env: { CACHE_DIRECTORY: dir },
   });
+}
+
+export const LATENCY_HEAD: readonly string[] = ['median', 'p99', 'worst'];
+
+/** Below {@link LATENCY_HEAD}. */
+export function latencyCells(delaysMs: readonly number[]): string[] {
+  return [quantile(delaysMs, 0.5), quantile(delaysMs, 0.99), Math.max(...delaysMs)].map(
+    (ms) => `${ms.toFixed(0)} ms`,
+  );
 }

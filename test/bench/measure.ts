@@ -1,12 +1,21 @@
 /** Runs a command and measures the whole process: wall time, CPU, and the peak of its anonymous memory. */
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
+import { launcher } from '../helpers/process.ts';
 
 /** What is measured: this program, or the one it is compared with. */
 export interface Program {
   readonly name: 'ours' | 'reference';
   readonly file: string;
 }
+
+const reference = process.env['LS_REFERENCE'] || undefined;
+
+/** This program, and that of LS_REFERENCE. */
+export const programs: readonly Program[] = [
+  { name: 'ours', file: launcher },
+  ...(reference === undefined ? [] : [{ name: 'reference' as const, file: reference }]),
+];
 
 export interface Measurement {
   readonly wallMs: number;
@@ -61,6 +70,43 @@ export async function measure(command: Command, logPath: string): Promise<Measur
     throw new Error(`${command.file} ${command.args.join(' ')}: ${failure}\n${end}`);
   }
   return { wallMs, cpuMs, peakAnonBytes };
+}
+
+/** Peaks of a process that goes on running, a sample every few ms. */
+export class Watch implements Disposable {
+  readonly #pid: number;
+  readonly #timer: NodeJS.Timeout;
+  #peakAnonBytes = 0;
+  #begunCpuMs: number;
+
+  constructor(pid: number) {
+    this.#pid = pid;
+    this.#begunCpuMs = this.cpuMs();
+    this.#timer = setInterval(() => this.#look(), SAMPLE_EVERY_MS);
+  }
+
+  /** What it has used since it began, ms. */
+  cpuMs(): number {
+    return processStat(this.#pid).cpuMs;
+  }
+
+  /** Since the last call; begins anew. */
+  take(): { readonly peakAnonBytes: number; readonly cpuMs: number } {
+    this.#look();
+    const cpuMs = this.cpuMs();
+    const taken = { peakAnonBytes: this.#peakAnonBytes, cpuMs: cpuMs - this.#begunCpuMs };
+    this.#peakAnonBytes = 0;
+    this.#begunCpuMs = cpuMs;
+    return taken;
+  }
+
+  #look(): void {
+    this.#peakAnonBytes = Math.max(this.#peakAnonBytes, anonymousBytes(this.#pid));
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+  }
 }
 
 function processStat(pid: number): { ended: boolean; cpuMs: number } {
