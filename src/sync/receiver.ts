@@ -157,17 +157,22 @@ export class Receiver {
     this.#o.onChange();
   }
 
-  /** Lists every poll interval, and soon after a hint of the storage, until the signal ends it. */
+  /**
+   * Lists every poll interval, and soon after a hint of the storage, until the signal ends it. The times of the polls are
+   * multiples of the interval, so that all databases of the process ask at the same moment: a storage can answer them with
+   * one request.
+   */
   async run(signal: AbortSignal): Promise<void> {
     const { storage, config, clock } = this.#o;
     const unwatch = storage.watch?.(this.#bell.ring);
     try {
       let gapMs = 0;
+      let dueMs = nextPollMs(clock.monotonicMs(), config.storagePollIntervalMs);
       // What came between the first listing and the watch gave no hint.
       if (unwatch !== undefined) this.#bell.ring();
       for (;;) {
         await sleep(gapMs, signal);
-        const hinted = await this.#bell.wait(config.storagePollIntervalMs - gapMs, signal);
+        const hinted = await this.#bell.wait(Math.max(0, dueMs - clock.monotonicMs()), signal);
         const from = clock.monotonicMs();
         try {
           await this.list(signal);
@@ -180,8 +185,9 @@ export class Receiver {
           );
         }
         // So that hints never keep us listing for more than a third of the time; one that hung must not make the next one late.
-        const restMs = Math.max(minListingGapMs, 2 * (clock.monotonicMs() - from));
-        gapMs = Math.min(config.storagePollIntervalMs, restMs);
+        const endMs = clock.monotonicMs();
+        dueMs = nextPollMs(endMs, config.storagePollIntervalMs);
+        gapMs = Math.min(dueMs - endMs, Math.max(minListingGapMs, 2 * (endMs - from)));
         this.#log.trace('Listed the storage', { hinted });
       }
     } finally {
@@ -463,4 +469,9 @@ export class Receiver {
 
 function isBefore(a: SnapshotName, b: SnapshotName | undefined): boolean {
   return b !== undefined && compareNames(a.name, b.name) < 0;
+}
+
+/** The first multiple of the interval that is not too soon after `afterMs`; all in ms of the clock. */
+function nextPollMs(afterMs: number, intervalMs: number): number {
+  return (Math.floor((afterMs + minListingGapMs) / intervalMs) + 1) * intervalMs;
 }
