@@ -341,6 +341,13 @@ impl Environment {
 
     /// Statistics of every DBI from one transaction, sorted by name.
     pub fn stats(&self) -> Result<Vec<DbiStat>> {
+        self.read_stats().or_else(|error| {
+            self.heal(&error);
+            self.read_stats()
+        })
+    }
+
+    fn read_stats(&self) -> Result<Vec<DbiStat>> {
         let txn = self.read()?;
         txn.dbi_names().map(|name| txn.stat(name)).collect()
     }
@@ -485,5 +492,55 @@ pub fn trim_heap() {
     // SAFETY: malloc_trim may be called at any time from any thread (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::lmdb::flags;
+
+    const PATH_VARIABLE: &str = "LMDB_OF_THE_OTHER_PROCESS";
+
+    fn open(path: &Path) -> Environment {
+        Environment::open(path, EnvOptions { no_subdir: true, create: true, ..EnvOptions::default() }).unwrap()
+    }
+
+    fn create(env: &Environment, flags: u32, keys: &[[u8; 4]]) {
+        let mut txn = env.write(true, &Cancel::new()).unwrap();
+        let dbi = txn.create_dbi("x", flags).unwrap();
+        for key in keys {
+            txn.cursor(dbi).unwrap().put(key, &[0; 24], false).unwrap();
+        }
+        txn.commit().unwrap();
+    }
+
+    /// Runs in a process of its own, for the next test.
+    #[test]
+    #[ignore = "the other process of another test"]
+    fn other_process() {
+        let env = open(Path::new(&std::env::var_os(PATH_VARIABLE).unwrap()));
+        env.write(false, &Cancel::new()).unwrap().drop_dbi("x");
+        create(&env, flags::INTEGERKEY, &[[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn statistics_follow_a_dbi_that_another_process_makes_anew_with_other_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.mdb");
+        let env = open(&path);
+        create(&env, 0, &[[1; 4]]);
+        let seen =
+            || -> Vec<_> { env.stats().unwrap().iter().map(|s| (s.flags, s.entries, s.depth, s.pages())).collect() };
+        assert_eq!(seen(), [(0, 1, 1, 1)]);
+        let other = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "lmdb::env::tests::other_process", "--ignored"])
+            .env(PATH_VARIABLE, &path)
+            .output()
+            .unwrap();
+        assert!(other.status.success(), "{other:?}");
+        assert_eq!(seen(), [(flags::INTEGERKEY, 3, 1, 1)]);
     }
 }

@@ -232,6 +232,8 @@ impl<'e> ReadTxn<'e> {
     /// Statistics of a DBI.
     pub fn stat(&self, name: &str) -> Result<DbiStat> {
         let dbi = self.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI").in_dbi(name))?;
+        // mdb_stat does not tell that the handle remembers other flags than the DBI has now, and gives zeros; a look-up does.
+        self.cursor(dbi)?.next().map_err(|e| e.in_dbi(name))?;
         let stat = self.raw.stat(dbi.handle)?;
         Ok(DbiStat {
             name: name.to_owned(),
@@ -407,6 +409,15 @@ impl<'e> WriteTxn<'e> {
     /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
     pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
         Ok(WriteCursor { raw: self.raw.cursor(dbi.handle)?, order: dbi.order(), place: Place::Start, txn: PhantomData })
+    }
+
+    /// Deletes a DBI with all that is in it, and commits.
+    #[cfg(test)]
+    pub(super) fn drop_dbi(self, name: &str) {
+        let dbi = self.dbi(name).unwrap().unwrap();
+        // SAFETY: a live write transaction and a handle of it; no cursor is open, and nobody else uses the handle.
+        check(unsafe { ffi::mdb_drop(self.raw.ptr, dbi.handle, 1) }, "drop DBI").unwrap();
+        self.commit().unwrap();
     }
 
     /// Makes everything visible at once and durable. LastTxnID stays where it was when nothing was written.
