@@ -1,10 +1,10 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { createHealth } from '../../src/observability/health.ts';
 import { parseSnapshotName, type SnapshotName } from '../../src/snapshot/name.ts';
 import { type ReadySnapshot, Receiver } from '../../src/sync/receiver.ts';
-import { StorageError } from '../../src/storage/storage.ts';
+import { type CallOptions, StorageError } from '../../src/storage/storage.ts';
 import { systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
 import { adjustableClock, config, name, type Surroundings, surroundings } from './sync-helpers.ts';
@@ -26,11 +26,11 @@ afterEach(async () => {
 });
 
 /** A receiver that has listed once and goes on listing. */
-async function receive(extra = '', clock = systemClock): Promise<Receiver> {
+async function receive(extra = '', clock = systemClock, database = 'main'): Promise<Receiver> {
   const foreign: SnapshotName[] = [];
   const receiver = new Receiver({
     ...around,
-    database: 'main',
+    database,
     instance: 'self',
     config: config(extra),
     logger: around.log.logger,
@@ -134,6 +134,44 @@ describe('Receiver', () => {
     const receiver = await receive();
     await around.put(name('a', 1), 'x');
     expect((await next(receiver)).name.name).toBe(name('a', 1));
+  });
+
+  it('polls at multiples of the interval, so that all databases ask at once', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+    try {
+      const pass = async (ms: number): Promise<void> => {
+        for (let passedMs = 0; passedMs < ms; passedMs += 10) {
+          vi.advanceTimersByTime(10);
+          for (let turn = 0; turn < 5; turn++) await new Promise(setImmediate);
+        }
+      };
+      const asked: [call: string, atMs: number][] = [];
+      const list = around.storage.list.bind(around.storage);
+      Object.assign(around.storage, {
+        watch: undefined,
+        list: (prefix: string, options: CallOptions) => {
+          asked.push([prefix, performance.now()]);
+          return list(prefix, options);
+        },
+      });
+      await pass(1230);
+      await receive('storage_poll_interval: 1s', systemClock, 'main');
+      await pass(410);
+      await receive('storage_poll_interval: 1s', systemClock, 'shard');
+      await pass(2500);
+      expect(asked).toEqual([
+        ['main__', 1230],
+        ['shard__', 1640],
+        ['main__', 2000],
+        ['shard__', 2000],
+        ['main__', 3000],
+        ['shard__', 3000],
+        ['main__', 4000],
+        ['shard__', 4000],
+      ]);
+    } finally {
+      vi.useRealTimers();
+    }
   });
 
   it('skips a snapshot that is superseded before it was fetched', async () => {
