@@ -3,6 +3,7 @@
  * skips what needs one where it is not installed.
  */
 import { randomBytes } from 'node:crypto';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { get as httpGet } from 'node:http';
 import { get as httpsGet } from 'node:https';
@@ -153,15 +154,15 @@ async function startServer(options: S3ServerOptions, kind: Kind): Promise<S3Serv
       let ended = false;
       void child.exited.then(() => (ended = true));
       try {
-        const ready = await until(
-          async () => ended || (await answers(`${endpoint}${kind.healthPath}`, options)),
-          {
-            timeoutMs: 60_000,
-            what: `${endpoint} answers`,
-            intervalMs: 50,
-          },
-        );
-        if (ended || !ready) throw new Error('it ended');
+        // Whoever else has the port would answer as well.
+        const ready = async () =>
+          listens(child.pid, port) && (await answers(`${endpoint}${kind.healthPath}`, options));
+        await until(async () => ended || (await ready()), {
+          timeoutMs: 60_000,
+          what: `${endpoint} answers`,
+          intervalMs: 50,
+        });
+        if (ended) throw new Error('it ended');
       } catch (error) {
         const output = (child.stdout() + child.stderr()).slice(-2000);
         await child[Symbol.asyncDispose]();
@@ -191,6 +192,23 @@ async function startServer(options: S3ServerOptions, kind: Kind): Promise<S3Serv
     throw error;
   }
   return server;
+}
+
+/** Whether the process has the port open on loopback (proc(5): /proc/net/tcp; state 0A is LISTEN). */
+function listens(pid: number, port: number): boolean {
+  const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  const inodes = readFileSync('/proc/net/tcp', 'utf8')
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .filter((fields) => fields[1] === address && fields[3] === '0A')
+    .map((fields) => `socket:[${fields[9] ?? ''}]`);
+  return readdirSync(`/proc/${pid}/fd`).some((fd) => {
+    try {
+      return inodes.includes(readlinkSync(`/proc/${pid}/fd/${fd}`));
+    } catch {
+      return false; // closed meanwhile
+    }
+  });
 }
 
 /** Whether a GET gives 200. */
@@ -242,7 +260,7 @@ export interface PolicyStatement {
 
 /** `secretKey` is always the newest. */
 export interface MinioUser extends S3Account {
-  /** Replaces what the user may do. */
+  /** Replaces what the user may do; MinIO refuses a policy without statements. */
   setPolicy(policy: readonly PolicyStatement[]): Promise<void>;
   /** Gives a new secret; the old one is refused from then on. */
   changeSecret(): Promise<void>;
@@ -253,7 +271,7 @@ export interface MinioUser extends S3Account {
 
 let users = 0;
 
-/** A user of a MinIO that may do what the policy says, and nothing else. Needs the tool `mc`. */
+/** A user of a MinIO that may do what the policy (one statement or more) says, and nothing else. Needs the tool `mc`. */
 export async function minioUser(server: S3Server, policy: readonly PolicyStatement[]): Promise<MinioUser> {
   users += 1;
   const accessKey = `test-user-${users}`;
