@@ -1,4 +1,4 @@
-/** A line as pino made it. */
+/** A line before it is formatted. */
 export interface LogLine {
   readonly level: string;
   /** RFC 3339 in UTC; absent when times are off. */

@@ -1,5 +1,4 @@
 import { Writable } from 'node:stream';
-import { pino } from 'pino';
 import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { LogConfig, LogLevel } from '../config/types.ts';
 import { escapeControls, formatHuman, formatLogfmt, type LogLine } from './log-format.ts';
@@ -40,7 +39,7 @@ export interface LoggerOptions {
   readonly now?: () => number;
 }
 
-/** Numbers are pino's; names are those that the reference prints. */
+/** Names are those that the reference prints. */
 const LEVELS: Readonly<Record<LogLevel, number>> = {
   trace: 10,
   debug: 20,
@@ -70,24 +69,12 @@ export function createLogger(
   if (stream instanceof Writable) stream.on('error', () => undefined);
 
   function render(json: string): string {
-    if (config.format === 'json') return `${escapeControls(json.trimEnd())}\n`;
+    if (config.format === 'json') return `${escapeControls(json)}\n`;
     const line = JSON.parse(json) as LogLine;
     return config.format === 'logfmt'
       ? formatLogfmt(line)
       : formatHuman(line, { colors, shortTime: config.timestamp === 'short' });
   }
-
-  const output = pino<LogLevel, true>(
-    {
-      level: config.level,
-      customLevels: LEVELS,
-      useOnlyCustomLevels: true,
-      base: null,
-      formatters: { level: (level) => ({ level }) },
-      timestamp: config.timestamp === 'disable' ? false : () => `,"time":"${new Date(now()).toISOString()}"`,
-    },
-    { write: (json: string) => stream.write(render(json)) },
-  );
 
   /** A copy that JSON can hold, without secrets. */
   function clean(value: unknown, depth = 0): unknown {
@@ -119,8 +106,9 @@ export function createLogger(
   }
 
   function write(level: LogLevel, message: string, fields: LogFields): void {
-    if (!output.isLevelEnabled(level)) return;
-    const line: Record<string, unknown> = {};
+    if (LEVELS[level] < LEVELS[config.level]) return;
+    const line: Record<string, unknown> = { level };
+    if (config.timestamp !== 'disable') line['time'] = new Date(now()).toISOString();
     function add(key: string, value: unknown): void {
       const [name, cleaned] = cleanField(key, value);
       // A field must not take the place of what every line has.
@@ -136,7 +124,8 @@ export function createLogger(
       }
     }
     for (const [key, value] of Object.entries(fields)) add(key, value);
-    output[level](line, secrets.mask(message));
+    line['msg'] = secrets.mask(message);
+    stream.write(render(JSON.stringify(line)));
   }
 
   function bind(bound: LogFields): Logger {
