@@ -22,6 +22,8 @@ export interface Storage {
   readonly location: string;
   /** All objects whose name begins with `prefix`, sorted by name (bytewise). */
   list(prefix: string, options: CallOptions): Promise<readonly StorageObject[]>;
+  /** The same when the storage gives it in one answer, else undefined; for storages that take money for each request. */
+  listPage?(prefix: string, options: CallOptions): Promise<readonly StorageObject[] | undefined>;
   /** Writes the object to `toPath` (created or truncated) and returns its size. Code `NOT_FOUND` when it is absent. */
   load(name: string, toPath: string, options: CallOptions): Promise<number>;
   /** Stores the file as object `name`, replacing an older one. The file is left alone, unless it is one that `spoolPathFor` named. */
@@ -64,11 +66,11 @@ export class StorageError extends LightningStreamError {
     operation: StorageError['operation'],
     object: string | undefined,
     message: string,
-    options: { cause?: unknown } = {},
+    options: { cause?: unknown; fields?: Readonly<Record<string, string | number | boolean>> } = {},
   ) {
     super(code, message, {
       ...options,
-      fields: object === undefined ? { operation } : { operation, object },
+      fields: { operation, ...(object === undefined ? {} : { object }), ...options.fields },
     });
     this.name = 'StorageError';
     this.operation = operation;

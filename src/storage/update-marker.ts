@@ -1,5 +1,6 @@
 import { errorMessage } from '../errors.ts';
 import type { Logger } from '../observability/logger.ts';
+import { SharedCall } from './shared-call.ts';
 import {
   type CallOptions,
   type Storage,
@@ -30,13 +31,6 @@ interface Listed {
   readonly atMs: number;
 }
 
-/** A listing under way, for all who ask meanwhile; it is ended when the last of them has left. */
-interface Flight {
-  readonly objects: Promise<readonly StorageObject[]>;
-  readonly controller: AbortController;
-  waiting: number;
-}
-
 /**
  * Replaces most listings by reads of one small object, which cost a twelfth on AWS: whoever stores or deletes writes
  * `NAME:ETAG:UNIXNANOS:true|false` (the deleted have no ETag and `true`) into `update-marker` afterwards, and as long as this
@@ -56,8 +50,8 @@ export class UpdateMarkerStorage implements Storage {
   readonly #forceListIntervalMs: number;
   readonly #logger: Logger;
   readonly #monotonicMs: () => number;
+  readonly #everything = new SharedCall((signal, isCurrent) => this.#list(signal, isCurrent));
   #listed: Listed | undefined;
-  #flight: Flight | undefined;
   /** The marker under which the storage has changed, and what has changed. */
   #unannounced: { readonly marker: string; readonly object: string } | undefined;
   #warned = false;
@@ -79,8 +73,7 @@ export class UpdateMarkerStorage implements Storage {
   }
 
   async list(prefix: string, { signal }: CallOptions): Promise<readonly StorageObject[]> {
-    signal.throwIfAborted();
-    const objects = await this.#join((this.#flight ??= this.#depart()), signal);
+    const objects = await this.#everything.join(signal);
     return prefix === '' ? objects : objects.filter(({ name }) => name.startsWith(prefix));
   }
 
@@ -142,30 +135,10 @@ export class UpdateMarkerStorage implements Storage {
   /** The next listing is made afresh, and what is under way now is not kept. */
   #forget(): void {
     this.#listed = undefined;
-    this.#flight = undefined;
+    this.#everything.forget();
   }
 
-  #depart(): Flight {
-    const controller = new AbortController();
-    const objects = this.#current(() => this.#flight === flight, controller.signal);
-    const flight: Flight = { objects, controller, waiting: 0 };
-    return flight;
-  }
-
-  async #join(flight: Flight, signal: AbortSignal): Promise<readonly StorageObject[]> {
-    flight.waiting++;
-    try {
-      return await unlessAborted(flight.objects, signal);
-    } finally {
-      // With the last one nobody may join any more: it is over, or ended here.
-      if (--flight.waiting === 0) {
-        if (this.#flight === flight) this.#flight = undefined;
-        flight.controller.abort();
-      }
-    }
-  }
-
-  async #current(isWanted: () => boolean, signal: AbortSignal): Promise<readonly StorageObject[]> {
+  async #list(signal: AbortSignal, isCurrent: () => boolean): Promise<readonly StorageObject[]> {
     const marker = await this.#inner.readSmall(updateMarkerName, { signal });
     const last = this.#listed;
     const atMs = this.#monotonicMs();
@@ -173,7 +146,7 @@ export class UpdateMarkerStorage implements Storage {
     const same = last !== undefined && last.marker === marker;
     if (same && atMs - last.atMs < this.#forceListIntervalMs) return last.objects;
     const objects = await this.#inner.list('', { signal });
-    if (isWanted()) {
+    if (isCurrent()) {
       if (same) this.#compare(last, objects);
       this.#listed = marker === undefined ? undefined : { marker, objects, atMs };
     }
@@ -216,13 +189,4 @@ async function withGrace<T>(signal: AbortSignal, run: (signal: AbortSignal) => P
     signal.removeEventListener('abort', onAbort);
     clearTimeout(timer);
   }
-}
-
-/** Rejects with the signal's reason as soon as it is aborted; the promise goes on. */
-function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise<T>((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason as Error);
-    signal.addEventListener('abort', onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
-  });
 }

@@ -8,6 +8,7 @@ import type { RootLogger } from '../observability/logger.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import { instanceName } from '../snapshot/name.ts';
 import { Spool } from '../snapshot/spool.ts';
+import { isPaged, SharedListing } from '../storage/shared-listing.ts';
 import type { Storage } from '../storage/storage.ts';
 import { programVersion } from '../version.ts';
 import { Repeats } from './repeats.ts';
@@ -43,8 +44,7 @@ export interface DaemonOptions {
  * (`INSTANCE_UNSET`), the spool cannot be used (`SPOOL_UNUSABLE`) or the HTTP server not be started (`HTTP_ADDRESS`).
  */
 export async function runDaemon(options: DaemonOptions): Promise<number> {
-  const { config, mode, onlyDbs, waitForMarkerFile, native, storage, logger, health, metrics, signal } =
-    options;
+  const { config, mode, onlyDbs, waitForMarkerFile, native, logger, health, metrics, signal } = options;
   const clock = options.clock ?? systemClock;
   for (const name of onlyDbs) {
     if (config.lmdbs.has(name)) continue;
@@ -60,6 +60,11 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     tryLock: (path) => native.tryLock(path),
     logger,
   });
+  const databaseCount = onlyDbs.length > 0 ? onlyDbs.length : config.lmdbs.size;
+  const storage =
+    databaseCount > 1 && isPaged(options.storage)
+      ? new SharedListing(options.storage, () => clock.monotonicMs())
+      : options.storage;
   const { version } = programVersion();
   health.setMetadata('hostname', hostname());
   health.setMetadata('version', version);

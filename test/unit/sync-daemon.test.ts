@@ -102,6 +102,36 @@ describe('runDaemon', () => {
     expect((await readdir(dir.join('storage'))).filter((each) => each.endsWith('.tmp'))).toEqual([]);
   });
 
+  it.each([
+    ['all databases at once, where that is one request', [], ['page ']],
+    ['its only database', ['other'], ['list other__']],
+  ])('lists %s', async (_, onlyDbs, expected) => {
+    const objects = new MemoryStorage();
+    const calls: string[] = [];
+    const storage: Storage = {
+      type: 'memory',
+      location: 'memory',
+      list: (prefix, options) => {
+        calls.push(`list ${prefix}`);
+        return objects.list(prefix, options);
+      },
+      listPage: (prefix, options) => {
+        calls.push(`page ${prefix}`);
+        return objects.list(prefix, options);
+      },
+      load: (...call) => objects.load(...call),
+      store: (...call) => objects.store(...call),
+      delete: (...call) => objects.delete(...call),
+      close: () => objects.close(),
+    };
+    await application('main').put('data', 'k', 'v');
+    await application('other').put('data', 'k', 'v');
+    const lmdbs = `main: ${lmdb('main')}, other: ${lmdb('other')}`;
+    void run('storage_poll_interval: 100ms', { storage, onlyDbs }, lmdbs);
+    await until(() => calls.length > 5, { what: 'some listings' });
+    expect([...new Set(calls)]).toEqual(expected);
+  });
+
   it('works on the databases of --only-db alone', async () => {
     await application('main').put('data', 'k', 'v');
     await application('other').put('data', 'k', 'v');
