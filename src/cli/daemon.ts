@@ -1,3 +1,4 @@
+import type { Storage } from '../storage/storage.ts';
 import { type DaemonMode, refuseMissingFeatures } from './not-built.ts';
 import type { Session } from './session.ts';
 import { withStorage } from './storage.ts';
@@ -24,7 +25,8 @@ export async function daemon(
     import('../observability/metrics.ts'),
     import('../observability/health.ts'),
   ]);
-  return withStorage(session, (storage) =>
+  const metrics = createMetrics({ scrapeSmaps: config.lmdbScrapeSmaps });
+  const run = (storage: Storage): Promise<number> =>
     runDaemon({
       config,
       mode,
@@ -34,9 +36,9 @@ export async function daemon(
       native: loadNative(),
       storage,
       logger,
-      metrics: createMetrics({ scrapeSmaps: config.lmdbScrapeSmaps }),
+      metrics,
       health: createHealth(Date.now),
       signal,
-    }),
-  );
+    });
+  return withStorage(session, run, metrics.storageCalls);
 }

@@ -18,7 +18,6 @@ const BOTH: readonly DaemonMode[] = ['sync', 'receive'];
 
 /** One entry per feature; it goes when the feature comes. */
 const missing: readonly Missing[] = [
-  { what: 'S3 storage', keys: storageType('s3'), instead: 'use fs', modes: BOTH },
   { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs', modes: BOTH },
   {
     what: 'shadow mode',

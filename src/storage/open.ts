@@ -4,13 +4,27 @@ import type { Logger } from '../observability/logger.ts';
 import { FsStorage } from './fs.ts';
 import type { TryLock } from './lock.ts';
 import { MemoryStorage } from './memory.ts';
+import { s3Options } from './s3/options.ts';
 import { type Storage, StorageError } from './storage.ts';
+import { UpdateMarkerStorage } from './update-marker.ts';
 
 /** What every backend may need besides its options. */
 export interface OpenStorageContext {
   readonly logger: Logger;
   readonly tryLock: TryLock;
+  /** Told of secrets that a backend reads from elsewhere than the configuration, before it uses them. */
+  readonly addSecrets: (values: Iterable<string>) => void;
+  /** Told of each call of a remote storage when it ends. */
+  readonly onCall?: StorageCallObserver;
 }
+
+/** `error` names the failure as the metrics do; undefined when there was none. */
+export type StorageCallObserver = (
+  type: 's3' | 'azure',
+  method: string,
+  durationSeconds: number,
+  error: string | undefined,
+) => void;
 
 type Opener = (options: unknown, context: OpenStorageContext) => Promise<Storage>;
 
@@ -23,12 +37,30 @@ const backends: Readonly<Record<string, Opener>> = {
     decodeOptions(options, object({}));
     return Promise.resolve(new MemoryStorage());
   },
+  s3: async (options, { logger, addSecrets, onCall }) => {
+    const decoded = decodeOptions(options, s3Options);
+    // The SDK takes a tenth of a second to load.
+    const { S3Storage } = await import('./s3/storage.ts');
+    const storage = await S3Storage.open(decoded, {
+      logger,
+      addSecrets,
+      onCall: (...call) => onCall?.('s3', ...call),
+      env: process.env,
+    });
+    return decoded.useUpdateMarker
+      ? new UpdateMarkerStorage(storage, {
+          globalPrefix: decoded.globalPrefix,
+          forceListIntervalMs: decoded.updateMarkerForceListIntervalMs,
+          logger,
+        })
+      : storage;
+  },
 };
 
 const fsOptions = object({ rootPath: key('root_path', str({ required: true })) });
 
 /** Backends of Lightning Stream that configurations may name. */
-const notBuilt: readonly string[] = ['s3', 'azure'];
+const notBuilt: readonly string[] = ['azure'];
 
 /**
  * Opens the configured storage.

@@ -14,7 +14,7 @@ const cleanup = {
 };
 function open(type: string, options?: unknown): ReturnType<typeof openStorage> {
   const config: StorageConfig = { type, options, cleanup };
-  return openStorage(config, { tryLock: flock, logger: recordLog().logger });
+  return openStorage(config, { tryLock: flock, logger: recordLog().logger, addSecrets: () => undefined });
 }
 
 test('fs opens at its root_path', async () => {
@@ -36,12 +36,11 @@ test('memory takes no options', async () => {
 });
 
 test.each([
-  ['', undefined, 'storage.type: must be set to one of: fs, memory'],
-  ['ftp', undefined, 'storage.type: must be one of fs, memory: "ftp"'],
-  ['FS', { root_path: '/x' }, 'storage.type: must be one of fs, memory: "FS"'],
-  ['constructor', undefined, 'storage.type: must be one of fs, memory: "constructor"'],
-  ['s3', { bucket: 'b' }, 'storage.type: s3 is not built into this version; there is fs, memory'],
-  ['azure', {}, 'storage.type: azure is not built into this version; there is fs, memory'],
+  ['', undefined, 'storage.type: must be set to one of: fs, memory, s3'],
+  ['ftp', undefined, 'storage.type: must be one of fs, memory, s3: "ftp"'],
+  ['FS', { root_path: '/x' }, 'storage.type: must be one of fs, memory, s3: "FS"'],
+  ['constructor', undefined, 'storage.type: must be one of fs, memory, s3: "constructor"'],
+  ['azure', {}, 'storage.type: azure is not built into this version; there is fs, memory, s3'],
 ])('type %j is refused in one line', async (type, options, message) => {
   await expect(open(type, options)).rejects.toMatchObject({ code: 'CONFIG', message });
 });
