@@ -162,13 +162,13 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
   // Readers that take nothing do not keep their connection.
   server.timeout = 120_000;
 
+  await metrics.observeProcess();
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => reject(listenError(options.address, error)));
     server.listen({ ...listen }, () => resolve());
   });
   server.removeAllListeners('error');
   server.on('error', (error) => logger.warning('HTTP server could not accept a connection', { error }));
-  metrics.observeProcess();
 
   const closed = new Promise<void>((resolve) => {
     server.once('close', () => resolve());

@@ -1,5 +1,6 @@
 import { readFile, realpath } from 'node:fs/promises';
-import { Gauge, type Registry } from 'prom-client';
+import Gauge from 'prom-client/lib/gauge.js';
+import type Registry from 'prom-client/lib/registry.js';
 import type { EnvironmentStats } from '../native/types.ts';
 import { type Latest, latest } from './latest.ts';
 

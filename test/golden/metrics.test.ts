@@ -114,7 +114,7 @@ describe('metrics page', () => {
 
   async function ours(): Promise<ReadonlyMap<string, Family>> {
     const metrics = createMetrics({ scrapeSmaps: true });
-    metrics.observeProcess();
+    await metrics.observeProcess();
     replay(metrics);
     for (const database of DATABASES) {
       // The program itself is a mapped file, as an LMDB is.

@@ -184,8 +184,8 @@ describe('process', () => {
     const metrics = createMetrics({ scrapeSmaps: false });
     const names = async (): Promise<string[]> => [...(await scrape(metrics)).keys()];
     expect((await names()).filter((name) => !name.startsWith('lightningstream_'))).toEqual([]);
-    metrics.observeProcess();
-    metrics.observeProcess();
+    await metrics.observeProcess();
+    await metrics.observeProcess();
     expect(await names()).toEqual(
       expect.arrayContaining([
         'process_resident_memory_bytes',
@@ -197,7 +197,7 @@ describe('process', () => {
 
   test('the figures that we read ourselves are those of the system', async () => {
     const metrics = createMetrics({ scrapeSmaps: false });
-    metrics.observeProcess();
+    await metrics.observeProcess();
     const before = await networkBytes();
     const page = await scrape(metrics);
     const after = await networkBytes();
@@ -232,8 +232,8 @@ describe('process', () => {
 test('two programs share nothing', async () => {
   const [a, b] = [createMetrics({ scrapeSmaps: false }), createMetrics({ scrapeSmaps: false })];
   a.snapshotsGenerated.inc({ lmdb: 'main' });
-  a.observeProcess();
-  b.observeProcess();
+  await a.observeProcess();
+  await b.observeProcess();
   expect((await scrape(a)).has('lightningstream_syncer_snapshots_generated_total')).toBe(true);
   expect((await scrape(b)).has('lightningstream_syncer_snapshots_generated_total')).toBe(false);
 });
