@@ -1,4 +1,4 @@
-// Parts of the package, not its index: that brings clients for HTTP and tracing with it, a tenth of a short command's time.
+// Parts of the package, not its index: that loads clients for HTTP and tracing, too, which cost a short command a fifth of its time.
 import Counter from 'prom-client/lib/counter.js';
 import Gauge from 'prom-client/lib/gauge.js';
 import Histogram from 'prom-client/lib/histogram.js';
