@@ -55,7 +55,9 @@ echo "installing $tool $version into $directory (minutes, once)" >&2
 work=$(mktemp -d "$cache/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
-if ! (cd "$work" && CGO_ENABLED=0 GOBIN=$work go install -trimpath -ldflags='-s -w' "$module@$version") >"$work/log" 2>&1; then
+# Debian's Go would not bring itself up to date unasked.
+export CGO_ENABLED=0 GOBIN="$work" GOTOOLCHAIN="${GOTOOLCHAIN:-auto}"
+if ! (cd "$work" && go install -trimpath -ldflags='-s -w' "$module@$version") >"$work/log" 2>&1; then
   unavailable "go install $module@$version failed ($go_version; it needs $go_minimum or later): $(tail -n 1 "$work/log")"
 fi
 rm "$work/log"
