@@ -155,6 +155,8 @@ export async function powerDns(directory: string, options: PowerDnsOptions = {})
         command: 'setpriv',
         args: ['--pdeathsig', 'SIGKILL', program, 'pdns_server', `--config-dir=${directory}`],
         cwd: directory,
+        // A Ctrl-C at the terminal is for whoever started it.
+        ownProcessGroup: true,
       });
       try {
         await child.waitForOutput(/Done launching threads/);

@@ -150,6 +150,8 @@ async function startServer(options: S3ServerOptions, kind: Kind): Promise<S3Serv
         args: ['--pdeathsig', 'SIGKILL', ...args],
         env: { ...env, ...options.env },
         cwd: workDir.path,
+        // A Ctrl-C at the terminal is for whoever started it.
+        ownProcessGroup: true,
       });
       let ended = false;
       void child.exited.then(() => (ended = true));
