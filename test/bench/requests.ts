@@ -38,22 +38,6 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => 
 
 const idleRows: string[][] = [];
 const changeRows: string[][] = [];
-for (const set of SETS) for (const marker of [false, true]) await measureSet(set, marker);
-const report = [
-  `${machine()} Idle instances were watched for ${seconds} s.`,
-  '',
-  markdownTable(['instances', 'update marker', 'LIST', 'GET', 'PUT', 'AWS, a month'], idleRows, 2).trimEnd(),
-  '',
-  markdownTable(
-    ['instances', 'update marker', 'sender: PUT', 'LIST', 'GET', 'each receiver: PUT', 'LIST', 'GET'],
-    changeRows,
-    2,
-  ).trimEnd(),
-  '',
-].join('\n');
-process.stdout.write(`\n${report}`);
-if (process.env['BENCH_WRITE'] === '1') writeReport('requests', report);
-
 async function measureSet(set: (typeof SETS)[number], marker: boolean): Promise<void> {
   const title = `${set.instances} instances, ${marker ? 'with' : 'without'} update marker`;
   await using stack = new AsyncDisposableStack();
@@ -264,3 +248,19 @@ function kindOf({ method, url = '/' }: IncomingMessage): Kind {
   const what = object === 'update-marker' ? 'marker' : 'snapshot';
   return method === 'GET' ? `get ${what}` : `put ${what}`;
 }
+
+for (const set of SETS) for (const marker of [false, true]) await measureSet(set, marker);
+const report = [
+  `${machine()} Idle instances were watched for ${seconds} s.`,
+  '',
+  markdownTable(['instances', 'update marker', 'LIST', 'GET', 'PUT', 'AWS, a month'], idleRows, 2).trimEnd(),
+  '',
+  markdownTable(
+    ['instances', 'update marker', 'sender: PUT', 'LIST', 'GET', 'each receiver: PUT', 'LIST', 'GET'],
+    changeRows,
+    2,
+  ).trimEnd(),
+  '',
+].join('\n');
+process.stdout.write(`\n${report}`);
+if (process.env['BENCH_WRITE'] === '1') writeReport('requests', report);

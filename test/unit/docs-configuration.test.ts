@@ -22,7 +22,12 @@ function decoderKeys(): Map<string, string> {
 }
 
 /** What the table of the backends and the deprecated spelling add. */
-const ELSEWHERE = ['storage.options.root_path', 'storage.options.use_update_marker', 'storage.root_path'];
+const ELSEWHERE = [
+  'storage.options.root_path',
+  'storage.options.update_marker_force_list_interval',
+  'storage.options.use_update_marker',
+  'storage.root_path',
+];
 
 test('docs/configuration.md has each key with its default, and no other', () => {
   const page = readFileSync(join(repositoryRoot, 'docs/configuration.md'), 'utf8');
