@@ -1,4 +1,5 @@
 /** The S3 servers that other tests rely on do what those expect of them; asked with MinIO's client, not with our own code. */
+import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 
@@ -15,6 +16,7 @@ import {
   type S3Account,
   type S3ServerOptions,
 } from '../helpers/s3-server.ts';
+import { startTcpProxy } from '../helpers/tcp-proxy.ts';
 import { describeWithTools } from '../helpers/tools.ts';
 
 const servers = [
@@ -55,6 +57,23 @@ for (const [name, startServer] of servers) {
       await using server = await startServer({ tls });
       expect(server.endpoint).toMatch(/^https:/);
       await mc(server, 'mb', 's3/bucket');
+    });
+
+    test('is reached through the proxy, which may add TLS', async () => {
+      await using ca = await createCertificateAuthority();
+      await using server = await startServer();
+      await mc(server, 'mb', 's3/bucket');
+      for (const tls of [undefined, await ca.issue({ name: 'server' })]) {
+        await using proxy = await startTcpProxy({
+          targetPort: server.port,
+          ...(tls === undefined ? {} : { tls }),
+        });
+        const endpoint = `${tls === undefined ? 'http' : 'https'}://127.0.0.1:${proxy.port}`;
+        const object = randomBytes(100_000).toString('hex');
+        await put({ ...server, endpoint }, 's3/bucket/object', object);
+        expect(proxy.counts().bytesUp).toBeGreaterThan(object.length);
+        expect(await mc(server, 'cat', 's3/bucket/object')).toBe(object);
+      }
     });
 
     test('a server that cannot start says why', async () => {

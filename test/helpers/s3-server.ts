@@ -83,7 +83,10 @@ export function startMinio(options: S3ServerOptions = {}): Promise<S3Server> {
   });
 }
 
-/** versitygw over a directory, ready to answer. Objects are files, ETags and metadata their extended attributes. */
+/**
+ * versitygw over a directory, ready to answer. Objects are files, ETags and metadata their extended attributes. It ends every
+ * connection after one request, unless `env` has `VGW_KEEP_ALIVE=true`; `VGW_ACCESS_LOG=/path` lists the requests.
+ */
 export function startVersitygw(options: S3ServerOptions = {}): Promise<S3Server> {
   const program = toolPath('versitygw');
   return startServer(options, {
