@@ -1,11 +1,12 @@
 /** Two real PowerDNS servers, each with an LMDB and a daemon of its own, on one storage: what one is told, both answer. */
-import { writeFile } from 'node:fs/promises';
+import { readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { expect, test } from 'vitest';
 
 import { hasNodeLmdb, readLmdb, type LmdbContents } from '../helpers/lmdb.ts';
 import { powerDns, type DnsKey, type PowerDns } from '../helpers/powerdns.ts';
+import { startMinio } from '../helpers/s3-server.ts';
 import { freePort, tempDir, until } from '../helpers/process.ts';
 import { describeWithTools } from '../helpers/tools.ts';
 import { Instance } from './helpers.ts';
@@ -158,12 +159,23 @@ function comparable(contents: readonly LmdbContents[]): unknown {
   );
 }
 
-describeWithTools(['pdns-4.9'], 'two PowerDNS servers', () => {
+describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () => {
   test.skipIf(!hasNodeLmdb())('what one is told, both answer, through kills of the daemons', async () => {
     await using dir = await tempDir('lightningstream-powerdns-');
+    await using minio = await startMinio();
     // Nothing is there: neither bucket nor LMDB.
-    await using a = await site('a', dir.path, { create: true });
-    await using b = await site('b', dir.path, { create: true });
+    const storage = {
+      type: 's3',
+      options: {
+        endpoint_url: minio.endpoint,
+        access_key: minio.accessKey,
+        secret_key: minio.secretKey,
+        bucket: 'lightningstream',
+        create_bucket: true,
+      },
+    };
+    await using a = await site('a', dir.path, { create: true, storage });
+    await using b = await site('b', dir.path, { create: true, storage });
     const both = [a, b] as const;
     const daemons = async (what: 'start' | 'kill' | 'ok' | 'stop'): Promise<void> => {
       await Promise.all(both.map(({ daemon }) => daemon[what]()));
@@ -288,12 +300,12 @@ describeWithTools(['pdns-4.9'], 'two PowerDNS servers', () => {
       if (round === 2) await b.remove(`new.${ZONE}`);
       if (round === 3) await b.dns.api('DELETE', 'zones/made-at-b.example.');
       await daemons('start');
+      await a.answers(`dead-b${round}.${ZONE}`, 'A', ['192.0.2.12']);
+      await b.answers(`dead-a${round}.${ZONE}`, 'A', ['192.0.2.11']);
     }
     for (const site of both) {
       for (const round of [1, 2, 3]) {
         await site.answers(`before${round}.${ZONE}`, 'A', ['192.0.2.10']);
-        await site.answers(`dead-a${round}.${ZONE}`, 'A', ['192.0.2.11']);
-        await site.answers(`dead-b${round}.${ZONE}`, 'A', ['192.0.2.12']);
         await site.answers(`conflict${round}.${ZONE}`, 'A', ['192.0.2.14']);
         await site.hasMetadata(ZONE, `X-ROUND-${round}`, 'dead');
       }
@@ -319,6 +331,10 @@ describeWithTools(['pdns-4.9'], 'two PowerDNS servers', () => {
     }
     await daemons('stop');
     for (const { dns } of both) await dns.stop();
+    const objects = await readdir(join(minio.dataDir, 'lightningstream'));
+    for (const prefix of ['main__a__', 'main__b__', 'shard__a__', 'shard__b__']) {
+      expect(objects.filter((name) => name.startsWith(prefix))).not.toEqual([]);
+    }
     const [contentsA, contentsB] = [await a.contents(), await b.contents()];
     expect(contentsA.map(({ dbis }) => Object.keys(dbis).sort())).toEqual([
       [
@@ -337,7 +353,9 @@ describeWithTools(['pdns-4.9'], 'two PowerDNS servers', () => {
     expect(contentsA[1]?.dbis['records_v5']?.entries.length).toBeGreaterThan(6000);
     expect(comparable(contentsB)).toEqual(comparable(contentsA));
   });
+});
 
+describeWithTools(['pdns-4.9'], 'two PowerDNS servers', () => {
   test.skipIf(!hasNodeLmdb())('both with an LMDB and zones of their own before', async () => {
     await using dir = await tempDir('lightningstream-powerdns-');
     await using a = await site('a', dir.path, {});
