@@ -23,16 +23,19 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build demo test check bench fuzz soak tools clean prerequisites node-lmdb test-servers
+.PHONY: help build demo demo-powerdns test check bench bench-s3 fuzz soak tools clean prerequisites node-lmdb test-servers
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 build: $(ADDON) $(DIST) ## the program: native addon and compiled TypeScript
 	@cd '$(ROOT)' && if [ -e .git ] && commit=$$(git describe --always --dirty --exclude='*' 2>/dev/null); then echo "$$commit" > dist/commit; else rm -f dist/commit; fi
 
 demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && exec '$(NODE)' build/demo.ts
+
+demo-powerdns: build ## two PowerDNS servers replicate through MinIO, on loopback; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
+	@cd '$(ROOT)' && for tool in minio pdns-4.9; do sh build/tool.sh $$tool >/dev/null || exit 1; done && exec '$(NODE)' build/demo-powerdns.ts
 
 test: build tools ## lint, types and every test (Rust and TypeScript)
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts
@@ -42,6 +45,9 @@ check: build tools ## lint, types and the fast tests
 
 bench: build $(TESTKIT) ## speed and memory; BENCH_SIZES=100k,1m,10m, LS_REFERENCE=/path/to/lightningstream, BENCH_WRITE=1
 	@cd '$(ROOT)' && exec '$(NODE)' test/bench/bench.ts
+
+bench-s3: build tools ## delay and memory through MinIO, write latency of PowerDNS during merges: 10 minutes; LS_REFERENCE, BENCH_WRITE as above
+	@cd '$(ROOT)' && exec '$(NODE)' test/bench/s3-bench.ts
 
 soak: build tools ## random writers, kills and restarts for SOAK_MINUTES (30)
 	@cd '$(ROOT)' && SOAK_MINUTES='$(or $(SOAK_MINUTES),30)' exec '$(NODE)' build/test.ts --soak
