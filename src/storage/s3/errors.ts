@@ -180,15 +180,8 @@ export function mayPass(failure: Failure): boolean {
     !isForeign &&
     !isTlsFault(failure) &&
     code !== '' &&
-    !['ETIMEDOUT', 'UND_ERR_CONNECT_TIMEOUT', 'ENOTFOUND'].includes(code)
+    !['ETIMEDOUT', 'UND_ERR_CONNECT_TIMEOUT', 'UND_ERR_HEADERS_TIMEOUT', 'ENOTFOUND'].includes(code)
   );
-}
-
-/** Trouble of the moment, as opposed to a configuration that cannot work. */
-export function isPassing(failure: Failure): boolean {
-  if (failure.status !== undefined)
-    return failure.status >= 500 || mayPass(failure) || isClockSkewed(failure);
-  return failure.code !== '' && !failure.isForeign && !isTlsFault(failure);
 }
 
 function isTlsFault({ code }: Failure): boolean {

@@ -39,7 +39,6 @@ import {
   type Failure,
   ForeignAnswerError,
   isClockSkewed,
-  isPassing,
   isThrottled,
   mayPass,
   type Target,
@@ -70,7 +69,7 @@ const SMALL_BYTES = 64 << 10;
 /** Requests that carry little wait for so long for an answer, or for the next bytes of it. */
 const STALL_MS = 60_000;
 /** What was sent completely is waited for so long after an abort: only the answer tells whether it counts. */
-const ABORT_GRACE_MS = 5000;
+const ABORT_GRACE_MS = 2000;
 /** Per request; whoever called tries again as configured (`storage_retry_*`). */
 const ATTEMPTS = 3;
 const BASE_DELAY_MS = 200;
@@ -117,31 +116,26 @@ export class S3Storage implements TaggedStorage {
   readonly #target: Target;
   readonly #isPlainHttp: boolean;
   readonly #endWatch: () => void;
+  /** From then on the server may take longer. */
+  #hasAnswered = false;
 
   /**
-   * Reads keys and certificates, and looks whether the bucket is there.
-   * @throws StorageError for what will not work by itself later. A server that cannot be reached is no reason: a daemon that starts while
-   * it is away finds it later; a warning tells of it.
+   * Reads keys and certificates. The server is not asked for anything before the first call: a daemon that starts while it is away, or
+   * while the bucket or the permissions are not there yet, goes on as soon as they are.
+   * @throws StorageError for keys or certificates that cannot be used
    */
   static async open(options: S3Options, context: S3Context): Promise<S3Storage> {
     const credentials = await openCredentials(options, context);
     const url = bucketUrl(options);
     const connections = await openConnections(url, options, context);
     const handler = new UndiciHttpHandler({ dispatcher: connections.dispatcher });
-    const storage = new S3Storage(options, context, {
+    return new S3Storage(options, context, {
       credentials,
       handler,
       isPlainHttp: url.protocol === 'http:',
       proxy: connections.proxy,
       endWatch: connections.watch((dispatcher) => handler.updateHttpClientConfig('dispatcher', dispatcher)),
     });
-    try {
-      await storage.#init();
-    } catch (error) {
-      await storage.close();
-      throw error;
-    }
-    return storage;
   }
 
   private constructor(
@@ -214,37 +208,7 @@ export class S3Storage implements TaggedStorage {
     });
   }
 
-  async #init(): Promise<void> {
-    const { signal } = new AbortController();
-    const timeoutMs = this.#options.initTimeoutMs;
-    try {
-      await this.#call(
-        'open',
-        'list',
-        undefined,
-        signal,
-        (call) => this.#listPage(call, '', { maxKeys: 1 }),
-        {
-          timeoutMs,
-          limit: 'init_timeout',
-        },
-      );
-    } catch (error) {
-      if (!(error instanceof StorageError)) throw error;
-      if (error.code === 'NoSuchBucket' && this.#options.createBucket) {
-        await this.#createBucket(signal, timeoutMs);
-        return;
-      }
-      if (this.#options.createBucket || !this.#isPassing(error)) throw error;
-      this.#context.logger.warning('the S3 storage does not work at the moment', { error });
-    }
-  }
-
-  #isPassing(error: StorageError): boolean {
-    return error.code === 'TIMEOUT' || isPassing(describe(error.cause));
-  }
-
-  async #createBucket(signal: AbortSignal, timeoutMs: number): Promise<void> {
+  async #createBucket(signal: AbortSignal): Promise<void> {
     const { region } = this.#target;
     const { bucket: Bucket } = this.#options;
     const command = {
@@ -262,8 +226,8 @@ export class S3Storage implements TaggedStorage {
         },
       );
     };
-    await this.#call('open', 'create-bucket', undefined, signal, create, {
-      timeoutMs,
+    await this.#timed('open', 'create-bucket', undefined, signal, create, {
+      timeoutMs: this.#options.initTimeoutMs,
       limit: 'init_timeout',
     });
     this.#context.logger.info('created the S3 bucket', { bucket: Bucket });
@@ -282,10 +246,7 @@ export class S3Storage implements TaggedStorage {
     });
   }
 
-  async listPage(
-    prefix: string,
-    { signal }: CallOptions,
-  ): Promise<readonly StorageObject[] | undefined> {
+  async listPage(prefix: string, { signal }: CallOptions): Promise<readonly StorageObject[] | undefined> {
     return this.#call('list', 'list', undefined, signal, async (call) => {
       const { objects, next } = await this.#listPage(call, prefix, {});
       return next === undefined ? objects.toSorted((a, b) => compareNames(a.name, b.name)) : undefined;
@@ -295,7 +256,7 @@ export class S3Storage implements TaggedStorage {
   async #listPage(
     call: Call,
     prefix: string,
-    { token, maxKeys }: { readonly token?: string | undefined; readonly maxKeys?: number },
+    { token }: { readonly token?: string | undefined },
   ): Promise<{ readonly objects: readonly StorageObject[]; readonly next: string | undefined }> {
     const { globalPrefix, bucket, hideFolders, prefixFolders } = this.#options;
     const wanted = globalPrefix + prefix;
@@ -307,7 +268,6 @@ export class S3Storage implements TaggedStorage {
           Prefix: wanted.replace(/(^|\/)\.{1,2}$/, '$1'),
           ...(hideFolders || prefixFolders ? { Delimiter: '/' } : {}),
           ...(token === undefined ? {} : { ContinuationToken: token }),
-          ...(maxKeys === undefined ? {} : { MaxKeys: maxKeys }),
         }),
         each,
       );
@@ -471,10 +431,11 @@ export class S3Storage implements TaggedStorage {
     const partBytes = Math.max(PART_BYTES, Math.ceil(sizeBytes / MAX_PARTS / MIB) * MIB);
     const count = Math.ceil(sizeBytes / partBytes);
     const { Bucket, Key } = this.#objectOf(name);
-    // Not aborted: whether an upload is there to be removed again is known only with the answer.
-    const settled = { ...call, signal: new AbortController().signal };
-    const { UploadId } = await this.#send(settled, (each) =>
-      this.#client.send(new CreateMultipartUploadCommand(this.#objectOf(name)), each),
+    // Whether an upload is there to be removed again is known only with the answer.
+    const { UploadId } = await this.#committed(call, (settled) =>
+      this.#send(settled, (each) =>
+        this.#client.send(new CreateMultipartUploadCommand(this.#objectOf(name)), each),
+      ),
     );
     const upload = { Bucket, Key, UploadId };
     try {
@@ -692,8 +653,26 @@ export class S3Storage implements TaggedStorage {
     return failedCall(call.operation, call.object, failure, this.#target, cause);
   }
 
-  /** Runs one operation: limits its time, and counts it. */
+  /** Runs one operation; again when the bucket was not there and could be created. */
   async #call<T>(
+    operation: StorageError['operation'],
+    method: S3Method,
+    object: string | undefined,
+    signal: AbortSignal,
+    body: (call: Call) => Promise<T>,
+  ): Promise<T> {
+    try {
+      return await this.#timed(operation, method, object, signal, body);
+    } catch (error) {
+      const isAbsent = error instanceof StorageError && error.code === 'NoSuchBucket';
+      if (!isAbsent || !this.#options.createBucket) throw error;
+    }
+    await this.#createBucket(signal);
+    return await this.#timed(operation, method, object, signal, body);
+  }
+
+  /** Limits an operation's time, and counts it. */
+  async #timed<T>(
     operation: StorageError['operation'],
     method: S3Method,
     object: string | undefined,
@@ -736,7 +715,10 @@ export class S3Storage implements TaggedStorage {
     for (let count = 1; ; count++) {
       call.signal.throwIfAborted();
       try {
-        return await request({ abortSignal: call.signal, requestTimeout: STALL_MS });
+        const requestTimeout = this.#hasAnswered ? STALL_MS : Math.min(STALL_MS, this.#options.initTimeoutMs);
+        const answer = await request({ abortSignal: call.signal, requestTimeout });
+        this.#hasAnswered = true;
+        return answer;
       } catch (error) {
         if (error instanceof StorageError) throw error;
         if (call.signal.aborted) throw call.signal.reason;
