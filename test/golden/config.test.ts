@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { parse } from 'yaml';
 import { ConfigError, loadConfig, parseConfig } from '../../src/config/index.ts';
 import { isSecretKey } from '../../src/config/secrets.ts';
@@ -120,14 +120,17 @@ describe('through the command line', () => {
   const withStorage = cases.filter(({ golden }) => golden.args[0] === 'snapshots');
 
   test.each(withStorage)('$golden.args: $name', async ({ golden, file }) => {
+    // No keys of whoever runs the tests, and no question to an instance of AWS.
+    for (const name of Object.keys(process.env)) if (name.startsWith('AWS_')) vi.stubEnv(name, undefined);
+    vi.stubEnv('AWS_EC2_METADATA_DISABLED', 'true');
+    vi.stubEnv('HOME', '/nonexistent');
+    onTestFinished(() => void vi.unstubAllEnvs());
     const io = capture(golden.env);
     const code = await run(['-c', file, ...golden.args], io);
     expect({ code, stdout: io.out() }).toEqual({ code: golden.exit, stdout: '' });
     if (golden.exit === 0) return;
     expect(io.err()).toMatch(/^lightningstream: .+\n$/);
-    // What is said about the options of S3 cannot be compared before there is S3: it must be refused as such.
-    const isS3 = /^ {2}type: s3$/m.test(readFileSync(file, 'utf8'));
-    expect(io.err()).toMatch(isS3 ? /storage\.type: s3 / : storageProblem(golden.stderr?.[0] ?? ''));
+    expect(io.err()).toMatch(storageProblem(golden.stderr?.find((line) => line.startsWith('Error: ')) ?? ''));
   });
 });
 
@@ -281,6 +284,13 @@ function unmarshalError(text: string): Expectation {
 }
 
 function storageProblem(message: string): RegExp {
+  // Here the default chain of AWS takes over, and finds nothing: see `withStorage`.
+  if (/credentials are required/.test(message)) return /no credentials: set access_key and secret_key/;
+  if (/bucket is required/.test(message)) return /:\d+:\d+: storage\.options\.bucket: must be set/;
+  if (/unsupported scheme for S3/.test(message))
+    return /:\d+:\d+: storage\.options\.endpoint_url: must begin with http:/;
+  if (/secrets_refresh_interval/.test(message))
+    return /:\d+:\d+: storage\.options\.secrets_refresh_interval: must be at least 1s/;
   if (/unmarshal errors/.test(message)) return /:\d+:\d+: storage\.options\.foo: unknown key/;
   if (/not found or registered/.test(message)) return /storage\.type: .*"?ftp/;
   if (/no storage\.type/.test(message)) return /storage\.type: must be set/;

@@ -204,7 +204,6 @@ describe('features that are not built yet', () => {
 
   test.each([
     ['sweeper: {enabled: true}', undefined, ['sweeper.enabled']],
-    ['', '{type: s3}', ['storage.type']],
     ['', '{type: azure}', ['storage.type']],
     ['', '{type: fs, cleanup: {enabled: true}}', ['storage.cleanup.enabled']],
   ])('%s %s', async (more, storage, keys) => {

@@ -2,7 +2,9 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { isMap, isScalar, parseDocument, type Node } from 'yaml';
+import { toYaml } from '../../src/config/decode.ts';
 import { parseConfig } from '../../src/config/index.ts';
+import { s3Options } from '../../src/storage/s3/options.ts';
 import { repositoryRoot } from '../helpers/process.ts';
 
 /** Every key of the decoder's tables with its default, as `--log-config` prints it. */
@@ -15,19 +17,17 @@ function decoderKeys(): Map<string, string> {
         walk(value, `${path}${path === '' ? '' : '.'}${isScalar(key) ? String(key.value) : ''}`);
     else keys.set(path, isScalar(node) ? (node.source ?? '') : '{}');
   };
-  walk(parseDocument(parseConfig(file, 'ls.yaml').effective(), { schema: 'failsafe' }).contents, '');
+  const walkText = (yaml: string, path: string): void =>
+    walk(parseDocument(yaml, { schema: 'failsafe' }).contents, path);
+  walkText(toYaml(s3Options.encode(s3Options.absent)), 'storage.options');
+  walkText(parseConfig(file, 'ls.yaml').effective(), '');
   for (const [key, value] of keys) if (value === '') keys.set(key, '""');
   // What was set above has no default.
   return keys.set('lmdbs.NAME.path', '').set('lmdbs.NAME.dbi_options.DBI.override_create_flags', '');
 }
 
-/** What the table of the backends and the deprecated spelling add. */
-const ELSEWHERE = [
-  'storage.options.root_path',
-  'storage.options.update_marker_force_list_interval',
-  'storage.options.use_update_marker',
-  'storage.root_path',
-];
+/** What another backend and the deprecated spelling add. */
+const ELSEWHERE = ['storage.options.root_path', 'storage.root_path'];
 
 test('docs/configuration.md has each key with its default, and no other', () => {
   const page = readFileSync(join(repositoryRoot, 'docs/configuration.md'), 'utf8');

@@ -87,12 +87,13 @@ function build(
     // As many idle ones as are allowed; there are never more idle ones than connections.
     connections: Math.max(options.maxIdleConns, options.threads + SPARE_CONNECTIONS),
     pipelining: 1,
+    allowH2: false,
     keepAliveTimeout: options.idleConnTimeoutMs,
     keepAliveMaxTimeout: options.idleConnTimeoutMs,
   };
   if (proxy === undefined) {
     // Both times are watched below.
-    const connect = buildConnector({ ...tls, ...keepAlive, timeout: 0 });
+    const connect = buildConnector({ ...tls, ...keepAlive, allowH2: false, timeout: 0 });
     return new Agent({
       ...pool,
       connect: (target, callback) => {
@@ -109,7 +110,7 @@ function build(
     proxyTunnel: false,
     factory: (origin, given) => new Pool(origin, { ...pool, ...(given as Pool.Options) }),
     proxyTls: { ...keepAlive, timeout: options.dialTimeoutMs },
-    requestTls: { ...tls, timeout: options.tlsHandshakeTimeoutMs },
+    requestTls: { ...tls, allowH2: false, timeout: options.tlsHandshakeTimeoutMs },
   });
 }
 
