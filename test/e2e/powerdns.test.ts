@@ -13,7 +13,7 @@ import { Instance } from './helpers.ts';
 
 const ZONE = 'example.org';
 /** Answers and API calls of a zone that has just arrived may need a moment: its records come in another LMDB than its name. */
-const ARRIVES = { timeoutMs: 20_000 };
+const ARRIVES = { timeoutMs: 30_000 };
 
 /** A name server of the user: PowerDNS and the daemon beside it. */
 class Site implements AsyncDisposable {
