@@ -38,6 +38,8 @@ export interface TcpProxyCounts {
   readonly bytesUp: number;
   /** Bytes passed on to the client. */
   readonly bytesDown: number;
+  /** Bytes received, in either direction, that `hang` or `delay` holds back now; also of connections that have ended meanwhile. */
+  readonly held: number;
 }
 
 export interface TcpProxy extends AsyncDisposable {
@@ -59,7 +61,7 @@ interface Connection {
 /** Listens on a free port. */
 export async function startTcpProxy(options: TcpProxyOptions): Promise<TcpProxy> {
   const connections = new Set<Connection>();
-  const counts = { connections: 0, bytesUp: 0, bytesDown: 0 };
+  const counts = { connections: 0, bytesUp: 0, bytesDown: 0, held: 0 };
   let fault: TcpFault = { kind: 'pass' };
   // Replaced with each fault; whatever hangs waits for the end of the one it met.
   let faultOver = Promise.withResolvers<undefined>();
@@ -88,7 +90,9 @@ export async function startTcpProxy(options: TcpProxyOptions): Promise<TcpProxy>
       direction === 'up' ? [connection.client, connection.server] : [connection.server, connection.client];
     try {
       for await (const chunk of from.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+        counts.held += chunk.length;
         await held();
+        counts.held -= chunk.length;
         let bytes = chunk;
         const cutting = fault.kind === 'cut' && fault.direction === direction ? fault : undefined;
         if (cutting !== undefined)
@@ -114,7 +118,8 @@ export async function startTcpProxy(options: TcpProxyOptions): Promise<TcpProxy>
 
   /** Waits while the fault in force says so. */
   const held = async (): Promise<void> => {
-    if (fault.kind === 'delay') await Promise.race([delay(fault.ms), faultOver.promise]);
+    if (fault.kind === 'delay')
+      await Promise.race([delay(fault.ms, undefined, { ref: false }), faultOver.promise]);
     while (fault.kind === 'hang') await faultOver.promise;
   };
 

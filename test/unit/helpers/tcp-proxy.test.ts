@@ -47,7 +47,7 @@ test('bytes pass both ways, ends too, and all is counted', async () => {
   await until(() => one.seen.ended, { what: 'the end comes back' });
   expect(one.seen.text).toBe('hello');
   await until(() => proxy.counts().open === 0, { what: 'closed' });
-  expect(proxy.counts()).toEqual({ connections: 1, open: 0, bytesUp: 5, bytesDown: 5 });
+  expect(proxy.counts()).toEqual({ connections: 1, open: 0, bytesUp: 5, bytesDown: 5, held: 0 });
 });
 
 test('a refused port takes connections again afterwards', async () => {
@@ -71,8 +71,8 @@ test('what hangs goes on when the fault is over', async () => {
   using during = await client(proxy.port);
   before.socket.write('b');
   during.socket.write('c');
-  await until(() => proxy.counts().connections === 2, { what: 'the second is accepted' });
-  expect(proxy.counts().bytesUp).toBe(1);
+  await until(() => proxy.counts().held === 2, { what: 'both are held back' });
+  expect(proxy.counts()).toMatchObject({ connections: 2, bytesUp: 1 });
   await proxy.set({ kind: 'pass' });
   await until(() => before.seen.text === 'ab' && during.seen.text === 'c', { what: 'both echoes' });
 });
@@ -102,12 +102,17 @@ test('open connections are cut once', async () => {
   await until(() => after.seen.text === 'x', { what: 'echo' });
 });
 
-test('delayed bytes arrive', async () => {
+test('delayed bytes arrive, at the latest when the fault is over', async () => {
   await using proxy = await startTcpProxy({ targetPort });
   await proxy.set({ kind: 'delay', ms: 30 });
   using one = await client(proxy.port);
   one.socket.write('late');
   await until(() => one.seen.text === 'late', { what: 'echo' });
+  await proxy.set({ kind: 'delay', ms: 3_600_000 });
+  one.socket.write('r');
+  await until(() => proxy.counts().held === 1, { what: 'held back' });
+  await proxy.set({ kind: 'pass' });
+  await until(() => one.seen.text === 'later', { what: 'echo' });
 });
 
 describe('TLS', () => {
