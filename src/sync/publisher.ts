@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { formatDuration, humanSize } from '../config/units.ts';
+import { errorMessage } from '../errors.ts';
 import type { Environment, PublishResult } from '../native/types.ts';
 import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import {
@@ -9,6 +10,7 @@ import {
   type SnapshotName,
 } from '../snapshot/name.ts';
 import type { SyncContext } from './context.ts';
+import { Repeats } from './repeats.ts';
 
 export interface PublisherOptions extends SyncContext {
   readonly hostname: string;
@@ -49,6 +51,7 @@ export class Publisher {
   readonly #o: PublisherOptions;
   readonly #health: FailureTracker;
   readonly #givenUp: Condition;
+  readonly #trouble: Repeats;
   #phase: 'idle' | 'storing' | 'failed' | 'given-up' = 'idle';
   #retryAtMs = 0;
   #attempts = 0;
@@ -65,6 +68,7 @@ export class Publisher {
       config.health.storageStore,
     );
     this.#givenUp = health.condition(`${database}_storage_store_given_up`);
+    this.#trouble = new Repeats(options.clock);
   }
 
   get phase(): 'idle' | 'storing' | 'failed' | 'given-up' {
@@ -149,7 +153,7 @@ export class Publisher {
         try {
           path = storage.spoolPathFor(name(now));
         } catch (error) {
-          this.#failed(error);
+          this.#failed(error, undefined);
           return undefined;
         }
       } else {
@@ -176,7 +180,7 @@ export class Publisher {
       signal.throwIfAborted();
       // With a file of the storage's own, trouble with that file is the storage's trouble.
       if (storage.spoolPathFor === undefined || !isFileTrouble(error)) throw error;
-      this.#failed(error);
+      this.#failed(error, undefined);
       return undefined;
     } finally {
       if (path !== undefined) await spool.remove(path);
@@ -194,6 +198,7 @@ export class Publisher {
       metrics.snapshotsStoreBytes.inc(result.compressedBytes);
       this.#health.success();
       this.#givenUp.clear();
+      this.#trouble.over(() => this.#o.logger.info('Storing snapshots works again'));
       this.#attempts = 0;
       this.#lastStored = { name, sizeBytes: result.compressedBytes };
       this.#phase = 'idle';
@@ -217,7 +222,7 @@ export class Publisher {
       await this.#discard();
     } catch (error) {
       if (signal.aborted) return;
-      this.#failed(error);
+      this.#failed(error, name);
       // Without its file (a directory that was unmounted, a storage that tidied up) only a new snapshot can help.
       if (!existsSync(path)) this.#pending = undefined;
     } finally {
@@ -225,13 +230,17 @@ export class Publisher {
     }
   }
 
-  #failed(error: unknown): void {
+  #failed(error: unknown, name: SnapshotName | undefined): void {
     const { database, config, metrics, logger, clock } = this.#o;
     this.#attempts++;
     this.#health.failure(error);
     metrics.snapshotsStoreFailedAttempts.inc({ lmdb: database });
     if (config.storageRetryForever || this.#attempts < config.storageRetryCount) {
-      logger.warning('Store failed, retrying', { error, attempt: this.#attempts });
+      // The same trouble, though the object is another one.
+      const text = errorMessage(error).replaceAll(name?.name ?? '', '');
+      this.#trouble.failed(text, (times) =>
+        logger.warning('Store failed, retrying', { error, attempt: this.#attempts, times }),
+      );
       this.#phase = 'failed';
       this.#retryAtMs = clock.monotonicMs() + config.storageRetryIntervalMs;
       return;

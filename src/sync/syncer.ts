@@ -253,7 +253,7 @@ export class Syncer {
   }
 
   async #firstListing({ env, receiver, state, signal }: Session): Promise<void> {
-    const { instance, mode } = this.#o;
+    const { instance, mode, config } = this.#o;
     this.#phase = 'listing';
     const trouble = new Repeats(this.#o.clock);
     for (;;) {
@@ -263,8 +263,9 @@ export class Syncer {
         break;
       } catch (error) {
         signal.throwIfAborted();
+        if (config.onlyOnce) throw error;
         trouble.failed(errorMessage(error), (times) =>
-          this.#log.info('Waiting for the first listing of the storage', { error, times }),
+          this.#log.error('Waiting for the first listing of the storage', { error, times }),
         );
         await sleep(firstListingIntervalMs, signal);
       }

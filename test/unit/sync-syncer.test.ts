@@ -304,6 +304,7 @@ describe('storage trouble', () => {
       what: 'three attempts',
     });
     expect(failures()['main_storage_store_failed_duration']).toContain('no space');
+    expect(count('Store failed, retrying')).toBe(1);
     around.storage.failure.store = undefined;
     const [first = ''] = await storedCount(1);
     const attempts = around.storage.calls.filter((call) => call.startsWith('store'));
@@ -312,6 +313,7 @@ describe('storage trouble', () => {
     expect(await around.metric('lightningstream_syncer_snapshots_generated_total{lmdb="main"}')).toBe(1);
     const failed = 'lightningstream_syncer_snapshots_store_failed_attempts_total{lmdb="main"}';
     expect(await around.metric(failed)).toBe(attempts.length - 1);
+    expect(count('Storing snapshots works again')).toBe(1);
   });
 
   it('stores what is in the LMDB now when an upload failed before, and merges meanwhile', async () => {
@@ -887,6 +889,14 @@ describe('only-once', () => {
     run('only_once: true\nstorage_retry_count: 2');
     expect(await ended).toBe(false);
     expect(around.storage.calls.filter((call) => call.startsWith('store'))).toHaveLength(2);
+  });
+
+  it('ends, too, when the storage cannot be listed', async () => {
+    around.storage.failure.list = new Error('no route');
+    await application().put('data', 'k', 'v');
+    run('only_once: true');
+    expect(await ended).toBe(false);
+    expect(count('Sync failed')).toBe(1);
   });
 
   it('tries a failed upload again', async () => {

@@ -216,7 +216,7 @@ export function failedCall(
       endpoint: target.endpoint,
       bucket: target.bucket,
       ...(failure.status === undefined ? {} : { http_status: failure.status }),
-      ...(failure.code === '' ? {} : { s3_code: failure.code }),
+      ...(failure.code === '' ? {} : { [failure.status === undefined ? 'code' : 's3_code']: failure.code }),
       ...(failure.requestId === undefined ? {} : { request_id: failure.requestId }),
     },
   });
@@ -272,7 +272,9 @@ function explain(operation: StorageError['operation'], failure: Failure, target:
   if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
     return "the server's certificate is for another host name; correct storage.options.endpoint_url";
   }
-  if (code === 'CERT_HAS_EXPIRED') return "the server's certificate has expired";
+  if (code === 'CERT_HAS_EXPIRED') {
+    return "the server's certificate has expired, or the clock of this host is wrong; renew the one or set the other";
+  }
   if (/WRONG_VERSION_NUMBER|PACKET_LENGTH|HTTP_REQUEST/.test(code)) {
     return 'the server does not speak TLS; should storage.options.endpoint_url begin with http:// ?';
   }

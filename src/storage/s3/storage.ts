@@ -127,6 +127,11 @@ export class S3Storage implements TaggedStorage {
   static async open(options: S3Options, context: S3Context): Promise<S3Storage> {
     const credentials = await openCredentials(options, context);
     const url = bucketUrl(options);
+    if (url.protocol === 'https:' && options.tls.insecureSkipVerify) {
+      context.logger.warning(
+        'S3: whoever answers is taken for the server, because storage.options.tls.insecure_skip_verify is set',
+      );
+    }
     const connections = await openConnections(url, options, context);
     const handler = new UndiciHttpHandler({ dispatcher: connections.dispatcher });
     return new S3Storage(options, context, {
