@@ -254,7 +254,13 @@ export function storageConformance(
           for (const name of left) await storage.store(name, path, { signal });
         }),
       );
-      expect(await storage.list('n', { signal })).toEqual(all.map((name) => ({ name, sizeBytes: 5 })));
+      const listed = all.map((name) => ({ name, sizeBytes: 5 }));
+      expect(await storage.list('n', { signal })).toEqual(listed);
+      if (storage.listPage === undefined) return;
+      // All or nothing: a first page must not pass for the whole.
+      expect(await storage.listPage('', { signal })).toBeUndefined();
+      expect(await storage.listPage('n0000', { signal })).toEqual(listed.slice(0, 10));
+      expect(await storage.listPage('absent', { signal })).toEqual([]);
     });
 
     test('serves parallel calls', async () => {
