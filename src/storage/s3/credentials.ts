@@ -75,7 +75,9 @@ class FileCredentials implements Credentials {
   /** A pair of which one half is that of the current one. */
   #half: AwsCredentialIdentity | undefined;
   #readAtMs = 0;
+  /** Why the last reading failed. */
   #complaint = '';
+  #hasComplained = false;
   /** One reading at a time, whoever asks. */
   #reading: Promise<boolean> | undefined;
 
@@ -115,7 +117,10 @@ class FileCredentials implements Credentials {
       found = await this.#readPair();
     } catch (error) {
       const complaint = errorMessage(error);
-      if (complaint !== this.#complaint) {
+      // The first time they may just be being written.
+      if (complaint !== this.#complaint) this.#hasComplained = false;
+      else if (!this.#hasComplained) {
+        this.#hasComplained = true;
         logger.warning('S3 credentials cannot be read anew, the old ones stay in use', { error });
       }
       this.#complaint = complaint;
