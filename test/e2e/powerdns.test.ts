@@ -283,8 +283,8 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
     await a.answers(`old.${ZONE}`, 'A', []);
     await a.answers('made-at-b.example', 'NS', [`ns1.${ZONE}.`]);
     expect((await a.dns.validate(ZONE, `new.${ZONE}`, 'A', keys))[0]).toBe('; fully validated');
-    // Not `old`: PowerDNS 4.9 keeps the NSEC3 record of a name that was deleted from an LMDB, with or without Lightning Stream, and
-    // its own proof that the name is gone does not validate then.
+    // Not `old`: PowerDNS 4.9 keeps the NSEC3 record of a name that is deleted from an LMDB, with or without Lightning Stream, so that
+    // its own denial of that name does not validate.
     expect((await a.dns.validate(ZONE, `nobody.${ZONE}`, 'A', keys))[0]).toMatch(/^; negative response/);
     // A zone goes.
     await a.dns.pdnsutil('delete-zone', 'gone.example');
