@@ -361,8 +361,11 @@ export class S3Storage implements TaggedStorage {
           }),
           each,
         );
+        // An abort between two reads must not end the program: whoever reads is told with the next one.
+        const answered = answer.Body as Readable | undefined;
+        answered?.on('error', () => undefined);
         if (answer.ETag !== undefined) return answer;
-        (answer.Body as Readable | undefined)?.destroy();
+        answered?.destroy();
         throw new ForeignAnswerError();
       });
     } catch (error) {
@@ -374,8 +377,6 @@ export class S3Storage implements TaggedStorage {
       throw error;
     }
     const body = output.Body as Readable;
-    // An abort after the last byte must not end the program.
-    body.on('error', () => undefined);
     if (
       rest !== undefined &&
       (output.ETag !== rest.etag || output.ContentRange?.startsWith(`bytes ${rest.fromByte}-`) !== true)
