@@ -507,7 +507,10 @@ export class S3Storage implements TaggedStorage {
     } catch (error) {
       if (error instanceof StorageError && error.code === 'NoSuchUpload') return;
       this.#context.logger.warning('S3: parts of an unfinished upload stay in the bucket', {
-        error,
+        error:
+          error instanceof StorageError
+            ? error
+            : this.#failed(call, undefined, { ...describe(undefined), code: 'TIMEOUT', text: 'no answer' }),
         object: call.object,
         upload_id: upload.UploadId,
       });
