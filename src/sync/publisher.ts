@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { formatDuration, humanSize } from '../config/units.ts';
-import { errorMessage } from '../errors.ts';
+import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { Environment, PublishResult } from '../native/types.ts';
 import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import {
@@ -179,7 +180,7 @@ export class Publisher {
     } catch (error) {
       signal.throwIfAborted();
       // With a file of the storage's own, trouble with that file is the storage's trouble.
-      if (storage.spoolPathFor === undefined || !isFileTrouble(error)) throw error;
+      if (storage.spoolPathFor === undefined || !isFileTrouble(error)) throw inDirectory(error, path);
       this.#failed(error, undefined);
       return undefined;
     } finally {
@@ -265,6 +266,16 @@ export class Publisher {
 function isFileTrouble(error: unknown): boolean {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   return typeof code === 'string' && /^(E[A-Z0-9]+|IO)$/.test(code);
+}
+
+/** The file is removed now, and the next one has another name; what has to be looked at is the directory. */
+function inDirectory(error: unknown, path: string | undefined): unknown {
+  if (!(error instanceof LightningStreamError) || path === undefined || !error.message.includes(path))
+    return error;
+  return new LightningStreamError(error.code, error.message.replaceAll(path, dirname(path)), {
+    cause: error,
+    fields: error.fields,
+  });
 }
 
 /** Durations in ms, as the log shows them. */

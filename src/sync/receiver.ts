@@ -370,7 +370,7 @@ export class Receiver {
       } catch (error) {
         signal.throwIfAborted();
         metrics.snapshotsLoadFailed.inc({ lmdb: database, syncer_instance: instance });
-        this.#loadFailed(name, error);
+        this.#loadFailed(name, error, path);
         // It may be gone because there is a newer one.
         this.#bell.ring();
         return false;
@@ -407,7 +407,7 @@ export class Receiver {
     }
   }
 
-  #loadFailed(name: SnapshotName, error: unknown): void {
+  #loadFailed(name: SnapshotName, error: unknown, path = ''): void {
     const { instance } = name;
     const gone = error instanceof LightningStreamError && error.code === 'NOT_FOUND';
     if (gone && this.#missing.get(instance) !== name.name) {
@@ -419,8 +419,8 @@ export class Receiver {
     this.#loadHealth.failure(error);
     let trouble = this.#loadTrouble.get(instance);
     if (trouble === undefined) this.#loadTrouble.set(instance, (trouble = new Repeats(this.#o.clock)));
-    // The same trouble, though the object is another one.
-    trouble.failed(errorMessage(error).replaceAll(name.name, ''), (times) =>
+    // The same trouble, though the object, or the file for it, is another one.
+    trouble.failed(errorMessage(error).replaceAll(path, '').replaceAll(name.name, ''), (times) =>
       this.#log.warning('Load failed, retrying', { filename: name.name, error, times }),
     );
   }

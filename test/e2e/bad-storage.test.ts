@@ -1,15 +1,14 @@
 /** A storage or spool that refuses, is full or vanishes: the LMDB side goes on, health tells, and it recovers by itself. */
-import { spawnSync } from 'node:child_process';
 import { chmod, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { cluster, DBI, isRoot, objectName, spoolDirectories, spoolFiles } from './helpers.ts';
+import { cluster, DBI, objectName, spoolDirectories, spoolFiles } from './helpers.ts';
 import { member, snapshot } from './snapshot-maker.ts';
+import { canMount, tmpfs } from './tmpfs.ts';
 
 /** A failure shows at once as a warning and half a second later as a failure. */
 const quick = { interval: '1s', warn_duration: '0s', error_duration: '500ms' };
 const settings = { health: { storage_list: quick, storage_load: quick, storage_store: quick } };
-const canMount = isRoot && mountable();
 
 /** Text that does not compress. */
 function noise(sizeBytes: number): string {
@@ -157,23 +156,3 @@ describe('spool directory', () => {
     expect(lines[0]).toContain(a.spoolPath);
   });
 });
-
-/** A memory file system over the directory, as large as said, gone at the end of the scope. */
-function tmpfs(path: string, size: string): Disposable {
-  mount('mount', '-t', 'tmpfs', '-o', `size=${size},mode=0777`, 'tmpfs', path);
-  return {
-    [Symbol.dispose]() {
-      mount('umount', '--lazy', path);
-    },
-  };
-}
-
-function mountable(): boolean {
-  const { status } = spawnSync('unshare', ['--mount', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt']);
-  return status === 0;
-}
-
-function mount(command: string, ...args: readonly string[]): void {
-  const { status, stderr } = spawnSync(command, args);
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr.toString().trim()}`);
-}
