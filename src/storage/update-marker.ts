@@ -127,7 +127,7 @@ export class UpdateMarkerStorage implements Storage {
         operation,
         name,
         `storage: ${operation} ${JSON.stringify(name)}: done, but other instances are not told of it: ${errorMessage(cause)}`,
-        { cause },
+        { cause, fields: { ...cause.fields, operation, object: name } },
       );
     }
   }

@@ -64,6 +64,8 @@ export class Receiver {
   /** Of each instance the snapshot that was gone when it was to be fetched. */
   readonly #missing = new Map<string, string>();
   readonly #loadTrouble = new Map<string, Repeats>();
+  /** Of each instance how many loads in a row have failed. */
+  readonly #failedLoads = new Map<string, number>();
   readonly #listTrouble: Repeats;
 
   /** The newest snapshot under our name that is accounted for: ours, or known as a stranger's. */
@@ -114,6 +116,11 @@ export class Receiver {
   /** Snapshots of the instance are in the storage, but none of them can be used. */
   hasSetAside(instance: string): boolean {
     return [...this.#setAside.values()].some(({ name }) => name.instance === instance);
+  }
+
+  /** How many loads in a row have failed, of the instance with the most. */
+  get failedLoads(): number {
+    return Math.max(0, ...this.#failedLoads.values());
   }
 
   get hasReady(): boolean {
@@ -293,7 +300,7 @@ export class Receiver {
       [...this.#newest.values()].filter((name) => this.#wants(name)).map(({ instance }) => instance),
     );
     if (wanted.size === 0) this.#loadHealth.success();
-    for (const memory of [this.#missing, this.#loadTrouble]) {
+    for (const memory of [this.#missing, this.#loadTrouble, this.#failedLoads]) {
       for (const instance of memory.keys()) if (!wanted.has(instance)) memory.delete(instance);
     }
   }
@@ -377,6 +384,7 @@ export class Receiver {
       }
       this.#loadHealth.success();
       this.#missing.delete(instance);
+      this.#failedLoads.delete(instance);
       this.#loadTrouble
         .get(instance)
         ?.over(() => this.#log.info('Loading snapshots works again', { snapshot_instance: instance }));
@@ -417,6 +425,7 @@ export class Receiver {
       return;
     }
     this.#loadHealth.failure(error);
+    this.#failedLoads.set(instance, (this.#failedLoads.get(instance) ?? 0) + 1);
     let trouble = this.#loadTrouble.get(instance);
     if (trouble === undefined) this.#loadTrouble.set(instance, (trouble = new Repeats(this.#o.clock)));
     // The same trouble, though the object, or the file for it, is another one.

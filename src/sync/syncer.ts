@@ -296,6 +296,13 @@ export class Syncer {
         return !state.failed;
       }
     }
+    if (
+      config.onlyOnce &&
+      !config.storageRetryForever &&
+      receiver.failedLoads >= Math.max(1, config.storageRetryCount)
+    ) {
+      throw new LightningStreamError('GIVEN_UP', 'a snapshot of another instance could not be loaded');
+    }
     await this.#chores(session);
     this.#phase = 'waiting';
     const more = receiver.hasReady && this.#mayMerge(session);
@@ -432,7 +439,7 @@ export class Syncer {
     const lastTxnId = env.lastTransactionId;
     if (mode === 'receive') return Infinity;
     if (publisher.phase === 'given-up') {
-      if (config.onlyOnce) throw new Error('the snapshot could not be stored');
+      if (config.onlyOnce) throw new LightningStreamError('GIVEN_UP', 'the snapshot could not be stored');
       publisher.startOver();
       state.lastSyncedTxnId = 0n;
       state.publishNotBeforeMs = now + config.storageRetryIntervalMs;
@@ -454,7 +461,12 @@ export class Syncer {
       return Infinity;
     }
     if (this.#heldByDuplicate(state, now)) {
-      if (config.onlyOnce) throw new Error('another instance uses this name: nothing was stored');
+      if (config.onlyOnce) {
+        throw new LightningStreamError(
+          'DUPLICATE_INSTANCE',
+          'another instance uses this name: nothing was stored',
+        );
+      }
       return Infinity;
     }
     // The last round of only-once stores what there is; in all others the rate is limited.

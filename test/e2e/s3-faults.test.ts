@@ -218,6 +218,37 @@ describeWithTools(['minio', 'mc'], 'S3 that refuses', () => {
     await a.stop();
   });
 
+  test('an update marker that may not be written: the others are told when it may', async () => {
+    const bucket = await newBucket(minio);
+    const marker = `arn:aws:s3:::${bucket}/update-marker`;
+    const user = await minioUser(minio, bucketPolicy(bucket));
+    await using all = await net(user, bucket, { use_update_marker: true });
+    const { a, b } = all;
+    await Promise.all([a.start(), b.start()]);
+    await all.agree('one');
+    await user.setPolicy([
+      ...bucketPolicy(bucket),
+      { Effect: 'Deny', Action: ['s3:PutObject'], Resource: [marker] },
+    ]);
+    await a.app.put(DBI, 'meanwhile', 'a');
+    await unhealthy(a, 'store', /AccessDenied/);
+    const own: unknown = expect.stringMatching(/^main__a__/);
+    const untold = {
+      msg: STORE,
+      operation: 'store',
+      object: own,
+      http_status: 403,
+      s3_code: 'AccessDenied',
+      error: /done, but other instances are not told of it: .*"update-marker": .*need s3:PutObject/,
+    };
+    expectComplaints(a, untold);
+    expect(await b.app.get(DBI, 'meanwhile')).toBeUndefined();
+    await user.setPolicy(bucketPolicy(bucket));
+    await b.has('meanwhile', 'a');
+    await all.agree('two');
+    expectComplaints(a, untold);
+  });
+
   test('region auto, and a wrong one', async () => {
     const bucket = await newBucket(minio);
     await using all = await net(minio, bucket, { region: 'auto' });

@@ -899,6 +899,16 @@ describe('only-once', () => {
     expect(count('Sync failed')).toBe(1);
   });
 
+  it('gives up when a snapshot cannot be loaded after storage_retry_count attempts', async () => {
+    await around.put(name('a', 1), remote(entry('x', 'one')));
+    around.storage.failure.load = new Error('no permission');
+    run('only_once: true\nstorage_retry_count: 2');
+    expect(await ended).toBe(false);
+    const loads = around.storage.calls.filter((call) => call.startsWith('load'));
+    expect(loads.length).toBeGreaterThanOrEqual(2);
+    expect(count('Load failed, retrying')).toBe(1);
+  });
+
   it('tries a failed upload again', async () => {
     around.storage.failure.store = new Error('no space');
     await application().put('data', 'k', 'v');

@@ -225,7 +225,8 @@ export function failedCall(
 const PERMISSIONS: Readonly<Record<StorageError['operation'], string>> = {
   open: 's3:ListBucket',
   list: 's3:ListBucket',
-  load: 's3:GetObject',
+  // Without the latter, an object that is absent counts as forbidden.
+  load: 's3:GetObject (and s3:ListBucket)',
   store: 's3:PutObject (and s3:AbortMultipartUpload)',
   delete: 's3:DeleteObject',
 };
