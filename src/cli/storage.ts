@@ -12,6 +12,7 @@ export async function withStorage<T>(
   const { loadNative } = await import('../native/index.ts');
   const storage = await openStorage(session.config.storage, {
     logger: session.logger,
+    env: session.io.env,
     addSecrets: (values) => session.logger.addSecrets(values),
     ...(onCall === undefined ? {} : { onCall }),
     // Loaded only when a lock is wanted: most commands want none.

@@ -14,6 +14,8 @@ export interface OpenStorageContext {
   readonly tryLock: TryLock;
   /** Told of secrets that a backend reads from elsewhere than the configuration, before it uses them. */
   readonly addSecrets: (values: Iterable<string>) => void;
+  /** The environment, for what names a proxy. The AWS default chain looks into the process's own. */
+  readonly env: Readonly<Record<string, string | undefined>>;
   /** Told of each call of a remote storage when it ends. */
   readonly onCall?: StorageCallObserver;
 }
@@ -37,7 +39,7 @@ const backends: Readonly<Record<string, Opener>> = {
     decodeOptions(options, object({}));
     return Promise.resolve(new MemoryStorage());
   },
-  s3: async (options, { logger, addSecrets, onCall }) => {
+  s3: async (options, { logger, addSecrets, onCall, env }) => {
     const decoded = decodeOptions(options, s3Options);
     // The SDK takes a tenth of a second to load.
     const { S3Storage } = await import('./s3/storage.ts');
@@ -45,7 +47,7 @@ const backends: Readonly<Record<string, Opener>> = {
       logger,
       addSecrets,
       onCall: (...call) => onCall?.('s3', ...call),
-      env: process.env,
+      env,
     });
     return decoded.useUpdateMarker
       ? new UpdateMarkerStorage(storage, {

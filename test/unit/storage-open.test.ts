@@ -14,7 +14,12 @@ const cleanup = {
 };
 function open(type: string, options?: unknown): ReturnType<typeof openStorage> {
   const config: StorageConfig = { type, options, cleanup };
-  return openStorage(config, { tryLock: flock, logger: recordLog().logger, addSecrets: () => undefined });
+  return openStorage(config, {
+    tryLock: flock,
+    logger: recordLog().logger,
+    addSecrets: () => undefined,
+    env: {},
+  });
 }
 
 test('fs opens at its root_path', async () => {

@@ -34,7 +34,7 @@ export interface Connections {
 export async function openConnections(
   url: URL,
   options: S3Options,
-  context: { readonly logger: Logger; readonly env: NodeJS.ProcessEnv },
+  context: { readonly logger: Logger; readonly env: Readonly<Record<string, string | undefined>> },
 ): Promise<Connections> {
   const proxy = proxyFor(url, context.env);
   let texts = await readTls(options);
@@ -194,7 +194,7 @@ function unusable(key: string, text: string): StorageError {
  * with an optional port, or `*`.
  * @throws StorageError when the proxy's URL cannot be used
  */
-export function proxyFor(url: URL, env: NodeJS.ProcessEnv): URL | undefined {
+export function proxyFor(url: URL, env: Readonly<Record<string, string | undefined>>): URL | undefined {
   const [lower, upper] =
     url.protocol === 'https:' ? ['https_proxy', 'HTTPS_PROXY'] : ['http_proxy', 'HTTP_PROXY'];
   const written = env[lower] || env[upper] || '';

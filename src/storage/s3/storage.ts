@@ -53,7 +53,7 @@ export interface S3Context {
   /** Told of each call when it ends; `error` is the value of the metric's label. */
   readonly onCall: (method: S3Method, durationSeconds: number, error: string | undefined) => void;
   /** For the proxy variables. */
-  readonly env: NodeJS.ProcessEnv;
+  readonly env: Readonly<Record<string, string | undefined>>;
 }
 
 /** The labels of `storage_s3_call_*`. */
