@@ -64,7 +64,7 @@ interface Abortable {
 }
 
 export interface PublishOptions extends Abortable {
-  /** File that receives the compressed snapshot; created or truncated, fsynced. */
+  /** File that receives the compressed snapshot; created or truncated, not fsynced. */
   readonly spoolPath: string;
   readonly meta: {
     readonly generationId: string;

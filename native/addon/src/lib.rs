@@ -595,6 +595,7 @@ impl NativeEnvironment {
             Some(work),
             move |cancel| {
                 let _busy = busy;
+                lmdb::give_way();
                 let time = || now.saturating_add(nanos(called.elapsed())).max(earliest);
                 let published = publish(&lmdb, &path, meta, newer_than, time, cancel);
                 lmdb::trim_heap();

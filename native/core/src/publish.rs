@@ -40,11 +40,12 @@ pub struct Published {
     pub acquire: Duration,
     /// Time of walking and encoding, with most of the compression beside it.
     pub dump: Duration,
-    /// Time after that: the rest of the compression, syncing the file.
+    /// Time after that: the rest of the compression.
     pub compress: Duration,
 }
 
-/// Writes the native environment as a snapshot to `path`, which is created or truncated, and synced. `None`, and no file, when the
+/// Writes the native environment as a snapshot to `path`, which is created or truncated; not synced, as that would keep the application's
+/// commits waiting for the disk, and most storages need no durable copy. `None`, and no file, when the
 /// environment shows nothing newer than transaction `newer_than`; 0 = always.
 ///
 /// `meta` is completed with the transaction and with the time that `now` (ns since the epoch) gives once the transaction has begun: a
@@ -112,7 +113,6 @@ fn publish_native(
     let sink = writer.finish()?;
     out.dump = writing.elapsed();
     let written = sink.finish()?;
-    file.sync_all().map_err(|e| Error::io(format_args!("sync {shown}"), &e))?;
     cancel.check()?;
     out.bytes = written.bytes;
     out.compressed_bytes = written.compressed_bytes;

@@ -486,6 +486,15 @@ pub(super) fn empty_stat() -> ffi::MDB_stat {
     }
 }
 
+/// Lets others go first on a busy processor, from now on: this thread and those that it starts. For work that nobody waits for: whoever
+/// holds the write lock must not give way.
+pub fn give_way() {
+    // SAFETY: takes no pointers. On Linux it changes the calling thread only (setpriority(2), "C library/kernel differences").
+    unsafe {
+        libc::nice(10);
+    }
+}
+
 /// Returns free heap pages to the system: glibc keeps what other threads freed in their arenas otherwise.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]

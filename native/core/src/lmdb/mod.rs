@@ -12,7 +12,7 @@ mod env;
 mod order;
 mod txn;
 
-pub use env::{DbiStat, EnvOptions, Environment, Info, trim_heap, version};
+pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, trim_heap, version};
 pub use order::KeyOrder;
 pub use txn::{Dbi, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
 
