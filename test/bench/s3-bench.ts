@@ -4,7 +4,7 @@
  *   BENCH_ONLY=latency|memory|powerdns   a part of it
  *   BENCH_LATENCY_SAMPLES=200            commits, each
  *   BENCH_RECORDS=1000000                for memory and PowerDNS
- *   BENCH_SECONDS=60                     of writing, with each program
+ *   BENCH_SECONDS=45                     of writing, with each program
  *   BENCH_DIR, LS_REFERENCE, BENCH_WRITE as for `make bench`
  */
 import { missingTool } from '../helpers/tools.ts';

@@ -23,12 +23,12 @@ interface Durations {
 }
 
 /**
- * A zone of BENCH_RECORDS (1000000) names, made by PowerDNS, is on B at the start. For BENCH_SECONDS (60), every 2 s a snapshot comes in which
+ * A zone of BENCH_RECORDS (1000000) names, made by PowerDNS, is on B at the start. For BENCH_SECONDS (45), every 2 s a snapshot comes in which
  * 0.1 % of them, all over the LMDB, are newer; beside it, B's own small zone is changed by `pdnsutil` and the API in turns.
  */
 export async function benchPowerDns(store: Store): Promise<string> {
   const records = Number(process.env['BENCH_RECORDS'] || 1_000_000);
-  const seconds = Number(process.env['BENCH_SECONDS'] || 60);
+  const seconds = Number(process.env['BENCH_SECONDS'] || 45);
   await using dir = await tempDir('lightningstream-bench-', process.env['BENCH_DIR']);
   say('PowerDNS: preparing');
   const source = await powerDns(dir.join('source'));
