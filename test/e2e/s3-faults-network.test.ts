@@ -194,7 +194,7 @@ describeWithTools(['minio'], 'S3 that cannot be reached', () => {
       const before = proxy.counts().bytesUp;
       await proxy.set({ kind: 'delay', ms: 20 });
       // One snapshot with all of it.
-      await a.daemon.child.kill('SIGSTOP');
+      a.daemon.kill('SIGSTOP');
       for (let index = 0; index < 24; index++) await a.app.put(DBI, `k${index}`, noise(1_000_000));
       a.daemon.kill('SIGCONT');
       await until(() => proxy.counts().bytesUp > before + 2_000_000, {
@@ -213,7 +213,7 @@ describeWithTools(['minio'], 'S3 that cannot be reached', () => {
     });
   });
 
-  test.skipIf(!canMount)('that works, while there is no room to load into', async () => {
+  test.skipIf(!canMount)('that works, while there is no room to load into, nor for a snapshot', async () => {
     await using place = await behindProxy();
     const { all } = place;
     const { a, b } = all;

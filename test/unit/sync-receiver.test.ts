@@ -206,7 +206,8 @@ describe('Receiver', () => {
     const got = await next(receiver);
     expect(got.name.name).toBe(name('a', 2));
     expect(receiver.next()).toBeUndefined();
-    expect((await readdir(got.path.replace(/\/[^/]*$/, ''))).length).toBe(2);
+    const files = () => readdir(dirname(got.path));
+    await until(async () => (await files()).length === 2, { what: 'the file of the first is removed' });
   });
 
   it('lets a newer snapshot take the place of the one that it supersedes, also in the queue', async () => {
