@@ -4,7 +4,14 @@
  */
 import { CreateBucketCommand, DeleteBucketCommand } from '@aws-sdk/client-s3';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { bucketPolicy, mc, minioUser, type S3Server, startMinio } from '../helpers/s3-server.ts';
+import {
+  bucketPolicy,
+  mc,
+  minioUser,
+  type S3Server,
+  startMinio,
+  startVersitygw,
+} from '../helpers/s3-server.ts';
 import { describeWithTools } from '../helpers/tools.ts';
 import { DBI } from './helpers.ts';
 import {
@@ -51,7 +58,8 @@ describeWithTools(['minio', 'mc'], 'S3 that refuses', () => {
       bucket,
       http_status: 403,
       s3_code: 'InvalidAccessKeyId',
-      error: /does not know the access key; check access_key_file and secret_key_file \(HTTP 403, InvalidAcc/,
+      error:
+        /does not know the access key, or it is disabled; check access_key_file and secret_key_file \(HTTP 403, InvalidAcc/,
     };
     expectComplaints(a, unknown);
 
@@ -102,7 +110,7 @@ describeWithTools(['minio', 'mc'], 'S3 that refuses', () => {
     await b.has('meanwhile', 'a');
     await a.has('elsewhere', 'b');
     await all.agree('three');
-    const gone = /does not know the access key; check access_key_file and secret_key_file/;
+    const gone = /does not know the access key, or it is disabled; check access_key_file and secret_key_file/;
     expectComplaints(a, changed, { msg: LIST, error: gone }, { msg: STORE, error: gone });
     await expectNoKeys(a, keys.all);
     await a.stop();
@@ -270,5 +278,25 @@ describeWithTools(['minio', 'mc'], 'S3 that refuses', () => {
       wrong.b.start(withOptions({ region: 'eu-west-3' })),
     ]);
     await wrong.agree('one');
+  });
+});
+
+describeWithTools(['versitygw'], 'Another S3 server that refuses', () => {
+  test('an access key that it does not know is replaced in its file', async () => {
+    await using server = await startVersitygw();
+    await using all = await net(server, await newBucket(server));
+    const { a, b, keys } = all;
+    await keys.write({ accessKey: 'nobody-at-all', secretKey: 'no-secret-of-anybody' });
+    await a.start(withOptions(keys.options));
+    await unhealthy(a, 'list', /does not know the access key/);
+    const unknown = {
+      msg: FIRST,
+      error: /does not know the access key, or it is disabled; check access_key_file/,
+    };
+    expectComplaints(a, unknown);
+    await keys.write(server);
+    await b.start();
+    await all.agree('one');
+    expectComplaints(a, unknown);
   });
 });

@@ -127,13 +127,14 @@ const PASSING = new Set([
   'OperationAborted',
   'XMinioServerNotInitialized',
 ]);
+/** The last one is versitygw's. */
+const KEY_UNKNOWN = new Set(['InvalidAccessKeyId', 'InvalidAccessKey', 'XAdminUserNotFound']);
 const KEYS_REFUSED = new Set([
-  'InvalidAccessKeyId',
+  ...KEY_UNKNOWN,
   'SignatureDoesNotMatch',
   'ExpiredToken',
   'ExpiredTokenException',
   'InvalidToken',
-  'InvalidAccessKey',
   'TokenRefreshRequired',
 ]);
 const SKEWED = new Set(['RequestTimeTooSkewed', 'RequestExpired', 'RequestInTheFuture']);
@@ -240,8 +241,11 @@ function explain(operation: StorageError['operation'], failure: Failure, target:
     if (code === 'NoSuchBucket') {
       return 'the bucket does not exist; create it, set storage.options.create_bucket, or correct storage.options.bucket';
     }
-    if (code === 'InvalidAccessKeyId' || code === 'InvalidAccessKey') {
-      return `the server does not know the access key; check ${target.keys}`;
+    if (KEY_UNKNOWN.has(code)) {
+      return `the server does not know the access key, or it is disabled; check ${target.keys}`;
+    }
+    if (code === 'InvalidBucketName') {
+      return 'no bucket can have this name; correct storage.options.bucket';
     }
     if (code === 'SignatureDoesNotMatch') return `the secret key is wrong; check ${target.keys}`;
     if (KEYS_REFUSED.has(code)) return `the temporary credentials have expired; check ${target.keys}`;
