@@ -68,7 +68,9 @@ describeWithTools(['minio', 'mc'], 'S3 storage on MinIO', () => {
     test('an access key that the server does not know', async () => {
       const error = await failure(openS3({ ...optionsFor(server, bucket), access_key: 'nobody-knows' }));
       expect(error).toMatchObject({ code: 'InvalidAccessKeyId', operation: 'list' });
-      expect(error.message).toContain('does not know the access key, or it is disabled; check access_key and secret_key');
+      expect(error.message).toContain(
+        'does not know the access key, or it is disabled; check access_key and secret_key',
+      );
       expect(error.message).toContain(
         `(HTTP 403, InvalidAccessKeyId): bucket "${bucket}" at ${server.endpoint}`,
       );
