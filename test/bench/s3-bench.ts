@@ -17,6 +17,8 @@ import { Store } from './s3-store.ts';
 // Through the exit handler of the helpers, which removes databases and daemons.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
+const PARTS = { latency: benchLatency, memory: benchMemory, powerdns: benchPowerDns };
+
 const missing = missingTool('minio', 'pdns-4.9');
 if (missing !== undefined) {
   say(missing);
@@ -26,9 +28,13 @@ const only = process.env['BENCH_ONLY'] ?? '';
 let report = `${machine()}\n`;
 {
   await using store = await Store.start();
-  if (only === '' || only === 'latency') report += `\n${await benchLatency(store)}`;
-  if (only === '' || only === 'memory') report += `\n${await benchMemory(store)}`;
-  if (only === '' || only === 'powerdns') report += `\n${await benchPowerDns(store)}`;
+  for (const [name, bench] of Object.entries(PARTS)) {
+    if (only !== '' && only !== name) continue;
+    const part = await bench(store);
+    report += `\n${part}`;
+    // Now, as a later part may fail.
+    say(`\n${part}`);
+  }
 }
-process.stdout.write(`\n${report}`);
+process.stdout.write(report);
 if (process.env['BENCH_WRITE'] === '1') writeReport('bench-s3', report);
