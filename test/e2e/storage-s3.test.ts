@@ -2,7 +2,13 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readFile, stat, unlink, writeFile } from 'node:fs/promises';
-import { createServer, request as httpRequest, type Server } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  request as httpRequest,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
 import { DeleteBucketCommand, HeadObjectCommand } from '@aws-sdk/client-s3';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
@@ -219,6 +225,16 @@ describeWithTools(['minio', 'mc'], 'S3 storage on MinIO', () => {
     await opened.storage.delete('b', { signal });
     expect(await opened.storage.readSmall('b', { signal })).toBeUndefined();
   });
+
+  test.each(['/begins/', 'a//b/', 'a/./b/', 'a/../b/', './'])(
+    'a warning for the global prefix %j, below which nothing may be found',
+    async (global_prefix) => {
+      await using opened = await open({ ...optionsFor(server, bucket), global_prefix });
+      expect(opened.log.text()).toContain('storage.options.global_prefix should not begin with');
+      await using aws = await open({ bucket, access_key: 'a', secret_key: 's', global_prefix });
+      expect(aws.log.text()).toBe('');
+    },
+  );
 
   test('storage_class is stored', async () => {
     await using opened = await openS3({ ...optionsFor(server, bucket), storage_class: 'REDUCED_REDUNDANCY' });
@@ -725,6 +741,83 @@ describe('S3 storage and servers that fail', () => {
     );
     expect(error.code).toBe('InternalError');
     expect(fake.seen.at(-1)).toBe('DELETE /b/object?uploadId=up&x-id=AbortMultipartUpload');
+  });
+
+  test('keys that are replaced while the parts of an upload are on their way', async () => {
+    const [access, secret] = [await fileWith('old'), await fileWith('old-secret')];
+    let valid = 'old';
+    const held: (() => void)[] = [];
+    const answer = ({ method = '', url = '', headers }: IncomingMessage, response: ServerResponse): void => {
+      const { status, body = '' } =
+        headers.authorization?.includes(`Credential=${valid}/`) !== true
+          ? s3Error(403, 'InvalidAccessKeyId')
+          : method === 'PUT'
+            ? { status: 200 }
+            : url.includes('uploads')
+              ? {
+                  status: 200,
+                  body: '<InitiateMultipartUploadResult><UploadId>up</UploadId></InitiateMultipartUploadResult>',
+                }
+              : {
+                  status: 200,
+                  body: '<CompleteMultipartUploadResult><ETag>"all"</ETag></CompleteMultipartUploadResult>',
+                };
+      response.writeHead(status, { ...xml, etag: '"part"' }).end(body);
+    };
+    const parts = 4;
+    const server = createServer((request, response) => {
+      request.resume();
+      request.on('end', () => {
+        if (request.method !== 'PUT' || held.length === parts) return answer(request, response);
+        held.push(() => answer(request, response));
+        if (held.length < parts) return;
+        valid = 'new';
+        Promise.all([writeFile(access, 'new'), writeFile(secret, 'new-secret')]).then(() => {
+          for (const release of held) release();
+        }, expect.fail);
+      });
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    await using opened = await open({
+      endpoint_url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      bucket: 'b',
+      access_key_file: access,
+      secret_key_file: secret,
+      num_minio_threads: parts,
+      secrets_refresh_interval: '1h',
+    });
+    const path = await fileWith(Buffer.alloc(parts * 16 * MIB));
+    expect(await opened.storage.storeTagged('object', path, { signal })).toBe('all');
+    expect(opened.log.text().match(/S3 credentials have changed/g)).toHaveLength(1);
+    await close(server);
+  });
+
+  test('a small upload does not wait for an answer as long as a large one may take', async () => {
+    const silent = createServer((request) => request.resume());
+    silent.listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    await using opened = await open({
+      endpoint_url: `http://127.0.0.1:${(silent.address() as AddressInfo).port}`,
+      bucket: 'b',
+      access_key: 'a',
+      secret_key: 's',
+      // That of a server which has never answered.
+      init_timeout: '1s',
+    });
+    const error = await failure(opened.storage.store('object', await fileWith('small'), { signal }));
+    expect(error.code).toBe('UND_ERR_HEADERS_TIMEOUT');
+    await close(silent);
+  });
+
+  test('no permission to create the bucket', async () => {
+    await using fake = await startFake((_count, method) =>
+      method === 'PUT' ? s3Error(403, 'AccessDenied') : s3Error(404, 'NoSuchBucket'),
+    );
+    await using opened = await open({ ...fake.options, create_bucket: true });
+    expect((await failure(opened.storage.list('', { signal }))).message).toContain(
+      'they need s3:CreateBucket',
+    );
   });
 
   test('a range that the server ignores does not spoil the object', async () => {

@@ -44,6 +44,21 @@ test('zero means the default, as there', () => {
   });
 });
 
+test('times that no timer can hold are as long as one can', () => {
+  const times = {
+    dial_timeout: '1000h',
+    client_timeout: '1000000h',
+    tls: { watch_certs_poll_interval: '600h' },
+  };
+  const options = decodeOptions({ bucket: 'b', ...times }, s3Options);
+  const longestMs = 0x7fffffff;
+  expect(options).toMatchObject({
+    dialTimeoutMs: longestMs,
+    clientTimeoutMs: longestMs,
+    tls: { watchCertsPollIntervalMs: longestMs },
+  });
+});
+
 // From the documentation of golang.org/x/net/http/httpproxy, which says what Lightning Stream does.
 test.each([
   ['http://s3.example.org:9000', { HTTP_PROXY: 'http://p:1' }, 'http://p:1/'],

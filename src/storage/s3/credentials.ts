@@ -6,7 +6,7 @@ import { StorageError } from '../storage.ts';
 import { attempt } from '../system-error.ts';
 import type { S3Options } from './options.ts';
 
-type AwsCredentialIdentity = Exclude<
+export type AwsCredentialIdentity = Exclude<
   S3ClientConfig['credentials'],
   undefined | ((...input: never) => unknown)
 >;
@@ -15,8 +15,8 @@ type AwsCredentialIdentity = Exclude<
 export interface Credentials {
   /** What requests are signed with now. */
   get(): Promise<AwsCredentialIdentity>;
-  /** The server refused `get`'s keys: looks for others at once. True when there are others now. */
-  refresh(): Promise<boolean>;
+  /** The server refused these keys: looks for others at once. True when there are others now. */
+  refresh(refused: AwsCredentialIdentity): Promise<boolean>;
 }
 
 export interface CredentialsContext {
@@ -47,19 +47,14 @@ async function chainCredentials({ addSecrets }: CredentialsContext): Promise<Cre
   let last: AwsCredentialIdentity | undefined;
   const get = async (forceRefresh: boolean): Promise<AwsCredentialIdentity> => {
     const found = await provider({ forceRefresh });
-    if (found.secretAccessKey !== last?.secretAccessKey) {
+    if (!areSame(found, last))
       addSecrets([found.accessKeyId, found.secretAccessKey, found.sessionToken ?? '']);
-    }
     last = found;
     return found;
   };
   return {
     get: () => get(false),
-    async refresh() {
-      const before = last;
-      const after = await get(true);
-      return !samePair(before, after) || before?.sessionToken !== after.sessionToken;
-    },
+    refresh: async (refused) => !areSame(await get(false), refused) || !areSame(await get(true), refused),
   };
 }
 
@@ -79,7 +74,7 @@ class FileCredentials implements Credentials {
   #complaint = '';
   #hasComplained = false;
   /** One reading at a time, whoever asks. */
-  #reading: Promise<boolean> | undefined;
+  #reading: Promise<void> | undefined;
 
   constructor(options: S3Options, context: CredentialsContext) {
     this.#options = options;
@@ -97,20 +92,22 @@ class FileCredentials implements Credentials {
     return this.#current ?? Promise.reject(new Error('credentials are not open'));
   }
 
-  refresh(): Promise<boolean> {
-    return this.#read(true);
+  async refresh(refused: AwsCredentialIdentity): Promise<boolean> {
+    // Another request may have brought new ones since this one was signed.
+    if (areSame(this.#current, refused)) await this.#read(true);
+    return !areSame(this.#current, refused);
   }
 
-  async #read(refused: boolean): Promise<boolean> {
+  async #read(refused: boolean): Promise<void> {
     // A reading that began before a refusal may have found the old files.
     if (refused) await this.#reading;
     this.#reading ??= this.#readNow(refused).finally(() => {
       this.#reading = undefined;
     });
-    return this.#reading;
+    await this.#reading;
   }
 
-  async #readNow(refused: boolean): Promise<boolean> {
+  async #readNow(refused: boolean): Promise<void> {
     const { logger } = this.#context;
     let found: AwsCredentialIdentity;
     try {
@@ -124,25 +121,24 @@ class FileCredentials implements Credentials {
         logger.warning('S3 credentials cannot be read anew, the old ones stay in use', { error });
       }
       this.#complaint = complaint;
-      return false;
+      return;
     } finally {
       this.#readAtMs = performance.now();
     }
     this.#complaint = '';
-    if (samePair(found, this.#current)) {
+    if (areSame(found, this.#current)) {
       this.#half = undefined;
-      return false;
+      return;
     }
     const isHalf =
       found.accessKeyId === this.#current?.accessKeyId ||
       found.secretAccessKey === this.#current?.secretAccessKey;
-    if (isHalf && !refused && !samePair(found, this.#half)) {
+    if (isHalf && !refused && !areSame(found, this.#half)) {
       this.#half = found;
-      return false;
+      return;
     }
     this.#take(found);
     logger.info('S3 credentials have changed, the new ones are used');
-    return true;
   }
 
   #take(pair: AwsCredentialIdentity): void {
@@ -156,7 +152,7 @@ class FileCredentials implements Credentials {
     let last = await this.#readOnce();
     for (let left = 3; left > 0; left--) {
       const again = await this.#readOnce();
-      if (samePair(last, again)) break;
+      if (areSame(last, again)) break;
       last = again;
     }
     return last;
@@ -170,8 +166,12 @@ class FileCredentials implements Credentials {
   }
 }
 
-function samePair(a: AwsCredentialIdentity | undefined, b: AwsCredentialIdentity | undefined): boolean {
-  return a?.accessKeyId === b?.accessKeyId && a?.secretAccessKey === b?.secretAccessKey;
+function areSame(a: AwsCredentialIdentity | undefined, b: AwsCredentialIdentity | undefined): boolean {
+  return (
+    a?.accessKeyId === b?.accessKeyId &&
+    a?.secretAccessKey === b?.secretAccessKey &&
+    a?.sessionToken === b?.sessionToken
+  );
 }
 
 async function readSecret(name: string, path: string): Promise<string> {

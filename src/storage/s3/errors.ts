@@ -224,7 +224,8 @@ export function failedCall(
 }
 
 const PERMISSIONS: Readonly<Record<StorageError['operation'], string>> = {
-  open: 's3:ListBucket',
+  // The only request by then.
+  open: 's3:CreateBucket',
   list: 's3:ListBucket',
   // Without the latter, an object that is absent counts as forbidden.
   load: 's3:GetObject (and s3:ListBucket)',

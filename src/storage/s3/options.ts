@@ -1,8 +1,12 @@
 import { bool, type Decoded, duration, int, key, object, str, zeroIsDefault } from '../../config/decode.ts';
 
-/** A duration whose zero means the default, and which may not be negative. */
+/** Node's timers fire at once when they are set for longer. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** A duration whose zero means the default, and which may not be negative. More than 24 days are as good as 24. */
 function time(defaultMs: number): ReturnType<typeof duration> {
-  return zeroIsDefault(duration({ default: defaultMs, min: 0 }));
+  const decoder = zeroIsDefault(duration({ default: defaultMs, min: 0 }));
+  return { ...decoder, read: (values, place) => Math.min(MAX_TIMER_MS, decoder.read(values, place)) };
 }
 
 /** Names and defaults are those of Lightning Stream 1.0 (simpleblob's S3 options and go-tlsconfig). */

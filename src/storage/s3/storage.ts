@@ -30,7 +30,7 @@ import {
 } from '../storage.ts';
 import { attempt, notFound } from '../system-error.ts';
 import { openConnections } from './connections.ts';
-import { type Credentials, openCredentials } from './credentials.ts';
+import { type AwsCredentialIdentity, type Credentials, openCredentials } from './credentials.ts';
 import {
   areKeysRefused,
   describe,
@@ -68,6 +68,8 @@ const CHUNK_BYTES = 128 << 10;
 const SMALL_BYTES = 64 << 10;
 /** Requests that carry little wait for so long for an answer, or for the next bytes of it. */
 const STALL_MS = 60_000;
+/** Uploads may be as slow as this, 16 KiB/s each. */
+const MIN_BYTES_PER_MS = 16;
 /** What was sent completely is waited for so long after an abort: only the answer tells whether it counts. */
 const ABORT_GRACE_MS = 2000;
 /** Per request; whoever called tries again as configured (`storage_retry_*`). */
@@ -130,6 +132,13 @@ export class S3Storage implements TaggedStorage {
     if (url.protocol === 'https:' && options.tls.insecureSkipVerify) {
       context.logger.warning(
         'S3: whoever answers is taken for the server, because storage.options.tls.insecure_skip_verify is set',
+      );
+    }
+    // Where the file system's ways show through, what is stored is then found in no listing. AWS and Ceph take names as they are.
+    if (!isAws(url) && /^\/|\/\/|(^|\/)\.{1,2}\//.test(options.globalPrefix)) {
+      context.logger.warning(
+        'S3: storage.options.global_prefix should not begin with "/" nor have "//", "./" or "../" in it: on MinIO and others, nothing is found below it',
+        { global_prefix: options.globalPrefix },
       );
     }
     const connections = await openConnections(url, options, context);
@@ -531,8 +540,9 @@ export class S3Storage implements TaggedStorage {
     slice: Slice,
     send: (body: Readable | Uint8Array, each: Attempt) => Promise<T>,
   ): Promise<T> {
-    const isPart = call.operation === 'store';
-    return this.#send(call, async ({ abortSignal }) => {
+    // For the whole request: that it goes on shows nowhere. What is small must not hang as long as what is large may take.
+    const sendingMs = (slice.end - slice.start) / MIN_BYTES_PER_MS;
+    return this.#send(call, async ({ abortSignal, requestTimeout }) => {
       using sealed = sealable(abortSignal);
       const fault: { error?: unknown } = {};
       const body =
@@ -543,7 +553,7 @@ export class S3Storage implements TaggedStorage {
       try {
         return await send(body, {
           abortSignal: sealed.signal,
-          requestTimeout: isPart ? this.#options.clientTimeoutMs : STALL_MS,
+          requestTimeout: Math.min(this.#options.clientTimeoutMs, requestTimeout + sendingMs),
         });
       } catch (error) {
         throw fault.error ?? error;
@@ -692,7 +702,7 @@ export class S3Storage implements TaggedStorage {
     signal.throwIfAborted();
     const started = performance.now();
     const late = new AbortController();
-    const timer = setTimeout(() => late.abort(new Error('too late')), Math.min(timeoutMs, 2 ** 31 - 1));
+    const timer = setTimeout(() => late.abort(new Error('too late')), timeoutMs);
     let label: string | undefined;
     try {
       return await body({ operation, object, signal: AbortSignal.any([signal, late.signal]) });
@@ -723,7 +733,9 @@ export class S3Storage implements TaggedStorage {
     let clockCorrected = false;
     for (let count = 1; ; count++) {
       call.signal.throwIfAborted();
+      let keys: AwsCredentialIdentity | undefined;
       try {
+        keys = await this.#credentials.get();
         const requestTimeout = this.#hasAnswered ? STALL_MS : Math.min(STALL_MS, this.#options.initTimeoutMs);
         const answer = await request({ abortSignal: call.signal, requestTimeout });
         this.#hasAnswered = true;
@@ -732,9 +744,9 @@ export class S3Storage implements TaggedStorage {
         if (error instanceof StorageError) throw error;
         if (call.signal.aborted) throw call.signal.reason;
         const failure = describe(error);
-        if (areKeysRefused(failure) && !keysRenewed) {
+        if (areKeysRefused(failure) && keys !== undefined && !keysRenewed) {
           keysRenewed = true;
-          if (await this.#renewKeys()) continue;
+          if (await this.#renewKeys(keys)) continue;
         }
         if (isClockSkewed(failure) && !clockCorrected) {
           clockCorrected = true;
@@ -757,9 +769,9 @@ export class S3Storage implements TaggedStorage {
     }
   }
 
-  async #renewKeys(): Promise<boolean> {
+  async #renewKeys(refused: AwsCredentialIdentity): Promise<boolean> {
     try {
-      return await this.#credentials.refresh();
+      return await this.#credentials.refresh(refused);
     } catch {
       return false;
     }
