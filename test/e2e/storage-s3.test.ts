@@ -9,7 +9,7 @@ import {
   type Server,
   type ServerResponse,
 } from 'node:http';
-import { type AddressInfo, connect } from 'node:net';
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from 'node:net';
 import { DeleteBucketCommand, HeadObjectCommand } from '@aws-sdk/client-s3';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { StorageError } from '../../src/storage/storage.ts';
@@ -564,6 +564,26 @@ describeWithTools(['minio', 'mc'], 'S3 storage on MinIO', () => {
       expect(message).not.toContain('pass');
       expect(proxy.seen.length).toBeGreaterThan(seen);
     });
+
+    test.each(['http', 'https'] as const)('%s through SOCKS5', async (scheme) => {
+      await using ca = await createCertificateAuthority();
+      const cert = await ca.issue({ name: 'server', altNames: 'DNS:s3.example.test' });
+      await using tls = await startTcpProxy({ targetPort: server.port, tls: cert });
+      await using proxy = await startSocksProxy(scheme === 'http' ? server.port : tls.port);
+      const options = {
+        ...optionsFor(server, bucket),
+        endpoint_url: `${scheme}://s3.example.test:${await freePort()}`,
+        tls: { ca: ca.cert },
+      };
+      const url = `socks5://someone:pass%2Fword@127.0.0.1:${proxy.port}`;
+      await using opened = await openS3(options, { [`${scheme}_proxy`]: url });
+      const content = randomBytes(20 * MIB);
+      const path = await fileWith(content);
+      await opened.storage.store('object', path, { signal });
+      await opened.storage.load('object', `${path}2`, { signal });
+      expect((await readFile(`${path}2`)).equals(content)).toBe(true);
+      expect(proxy.seen).toContain('someone:pass/word');
+    });
   });
 });
 
@@ -698,6 +718,8 @@ describe('S3 storage and servers that fail', () => {
       s3Error(301, 'PermanentRedirect', '', { 'x-amz-bucket-region': 'eu-west-3' }),
     );
     expect((await failure(openS3(moved.options))).message).toContain('it is eu-west-3');
+    await using web = await startFake(() => ({ status: 301, headers: { location: 'https://127.0.0.1/' } }));
+    expect((await failure(openS3(web.options))).message).toContain('the server sends to another address');
   });
 
   test('a wrong clock is corrected by the server, or told', async () => {
@@ -906,6 +928,46 @@ async function startHttpProxy(
     },
     async [Symbol.asyncDispose]() {
       await close(proxy);
+    },
+  };
+}
+
+/** A SOCKS5 proxy that wants a user (RFC 1928, RFC 1929) and connects everybody to one port of this host. */
+async function startSocksProxy(
+  targetPort: number,
+): Promise<AsyncDisposable & { readonly port: number; readonly seen: readonly string[] }> {
+  const seen: string[] = [];
+  const serve = async (client: Socket): Promise<void> => {
+    await once(client, 'data');
+    client.write(Buffer.of(5, 2));
+    const [user] = (await once(client, 'data')) as [Buffer];
+    const nameEnd = 2 + (user[1] ?? 0);
+    seen.push(`${user.subarray(2, nameEnd).toString()}:${user.subarray(nameEnd + 1).toString()}`);
+    client.write(Buffer.of(1, 0));
+    await once(client, 'data');
+    const onward = connect(targetPort, '127.0.0.1', () => {
+      client.write(Buffer.of(5, 0, 0, 1, 127, 0, 0, 1, 0, 0));
+      client.pipe(onward).pipe(client);
+    });
+    onward.on('error', () => client.destroy());
+    client.on('close', () => onward.destroy());
+  };
+  const clients = new Set<Socket>();
+  const proxy = createTcpServer((client) => {
+    clients.add(client);
+    client.on('error', () => undefined);
+    serve(client).catch(() => client.destroy());
+  });
+  proxy.listen(0, '127.0.0.1');
+  await once(proxy, 'listening');
+  return {
+    port: (proxy.address() as AddressInfo).port,
+    seen,
+    async [Symbol.asyncDispose]() {
+      const closed = once(proxy, 'close');
+      proxy.close();
+      for (const client of clients) client.destroy();
+      await closed;
     },
   };
 }

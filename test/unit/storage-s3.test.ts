@@ -87,11 +87,14 @@ test.each([
   expect(proxyFor(new URL(url), env)?.href).toBe(proxy);
 });
 
-test('a proxy that is none is refused without its password', () => {
-  const call = (): unknown => proxyFor(new URL('http://h'), { HTTP_PROXY: 'ftp://u:pw@p' });
-  expect(call).toThrow('HTTP_PROXY is no URL like');
-  expect(call).not.toThrow('pw');
-});
+test.each(['ftp://u:pw@p', 'http://u:pw%@p', 'http://u:pw%ff@p'])(
+  'the proxy %s is refused without its password',
+  (text) => {
+    const call = (): unknown => proxyFor(new URL('http://h'), { HTTP_PROXY: text });
+    expect(call).toThrow('HTTP_PROXY is no URL like');
+    expect(call).not.toThrow('pw');
+  },
+);
 
 test('calls are counted under the names of simpleblob', async () => {
   const metrics = createMetrics({ scrapeSmaps: false });

@@ -1,7 +1,7 @@
 import { appendFile, readFile } from 'node:fs/promises';
 import { BlockList, isIP, type Socket } from 'node:net';
 import { createSecureContext, getCACertificates, type SecureContext, type TLSSocket } from 'node:tls';
-import { Agent, buildConnector, type Dispatcher, Pool, ProxyAgent } from 'undici';
+import { Agent, buildConnector, type Dispatcher, Pool, ProxyAgent, Socks5ProxyAgent } from 'undici';
 import { errorMessage } from '../../errors.ts';
 import type { Logger } from '../../observability/logger.ts';
 import { StorageError } from '../storage.ts';
@@ -103,14 +103,19 @@ function build(
       },
     });
   }
+  const throughProxy = {
+    connectTimeout: options.dialTimeoutMs,
+    requestTls: { ...tls, allowH2: false, timeout: options.tlsHandshakeTimeoutMs },
+  };
+  if (proxy.protocol === 'socks5:') return new Socks5ProxyAgent(proxy, throughProxy);
   return new ProxyAgent({
     ...pool,
+    ...throughProxy,
     uri: proxy.href,
     // As other programs do: http through the proxy itself, https through a tunnel.
     proxyTunnel: false,
     factory: (origin, given) => new Pool(origin, { ...pool, ...(given as Pool.Options) }),
-    proxyTls: { ...keepAlive, timeout: options.dialTimeoutMs },
-    requestTls: { ...tls, allowH2: false, timeout: options.tlsHandshakeTimeoutMs },
+    proxyTls: keepAlive,
   });
 }
 
@@ -206,16 +211,26 @@ export function proxyFor(url: URL, env: Readonly<Record<string, string | undefin
     if (isExcepted(entry.trim().toLowerCase(), host, port)) return undefined;
   }
   const text = /^[a-z0-9]+:\/\//i.test(written) ? written : `http://${written}`;
-  const proxy = URL.canParse(text) ? new URL(text) : undefined;
-  if (proxy === undefined || !['http:', 'https:', 'socks5:'].includes(proxy.protocol)) {
+  const proxy = parseProxy(text);
+  if (proxy === undefined) {
     throw new StorageError(
       'CONFIG',
       'open',
       undefined,
-      `storage: the proxy in the environment variable ${upper} is no URL like http://proxy.example.org:3128`,
+      `storage: the proxy in the environment variable ${upper} is no URL like http://proxy.example.org:3128 (a % in a password is written %25)`,
     );
   }
   return proxy;
+}
+
+function parseProxy(text: string): URL | undefined {
+  try {
+    const url = new URL(text);
+    decodeURIComponent(url.username + url.password);
+    return ['http:', 'https:', 'socks5:'].includes(url.protocol) ? url : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function isExcepted(entry: string, host: string, port: string): boolean {

@@ -253,13 +253,16 @@ function explain(operation: StorageError['operation'], failure: Failure, target:
     if (SKEWED.has(code))
       return 'the clock of this host and that of the server differ too much; set the clock';
     if (
-      status === 301 ||
-      status === 307 ||
+      failure.region !== undefined ||
+      code === 'PermanentRedirect' ||
       code === 'AuthorizationHeaderMalformed' ||
       code === 'IllegalLocationConstraintException'
     ) {
       const region = failure.region === undefined ? '' : `: it is ${failure.region}`;
       return `the bucket is not in region ${target.region}${region}; correct storage.options.region or storage.options.endpoint_url`;
+    }
+    if (status >= 300 && status < 400) {
+      return 'the server sends to another address; correct storage.options.endpoint_url (scheme, host, port)';
     }
     if (status === 407) return `the proxy ${target.proxy ?? ''} wants other credentials`;
     if (code === 'AccessDenied' || status === 403) {
