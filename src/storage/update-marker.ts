@@ -22,6 +22,8 @@ export interface UpdateMarkerOptions {
 
 /** How long an end waits for the marker of an object that is in the storage already, ms. */
 const endGraceMs = 2000;
+/** How long an object may be in the storage before its marker is, ms: a slow request, or one more attempt after the usual 5 s. */
+const announceGraceMs = 10_000;
 
 /** All objects, as they were when the marker held this text or later. */
 interface Listed {
@@ -52,8 +54,8 @@ export class UpdateMarkerStorage implements Storage {
   readonly #monotonicMs: () => number;
   readonly #everything = new SharedCall((signal, isCurrent) => this.#list(signal, isCurrent));
   #listed: Listed | undefined;
-  /** The marker under which the storage has changed, and what has changed. */
-  #unannounced: { readonly marker: string; readonly object: string } | undefined;
+  /** The marker under which the storage has changed, what has changed, and when that was seen, ms. */
+  #unannounced: { readonly marker: string; readonly object: string; readonly sinceMs: number } | undefined;
   #warned = false;
 
   constructor(inner: TaggedStorage, options: UpdateMarkerOptions) {
@@ -142,32 +144,35 @@ export class UpdateMarkerStorage implements Storage {
     const marker = await this.#inner.readSmall(updateMarkerName, { signal });
     const last = this.#listed;
     const atMs = this.#monotonicMs();
-    this.#checkAnnounced(marker);
+    this.#checkAnnounced(marker, atMs);
     const same = last !== undefined && last.marker === marker;
     if (same && atMs - last.atMs < this.#forceListIntervalMs) return last.objects;
     const objects = await this.#inner.list('', { signal });
     if (isCurrent()) {
-      if (same) this.#compare(last, objects);
+      if (same) this.#compare(last, objects, atMs);
       this.#listed = marker === undefined ? undefined : { marker, objects, atMs };
     }
     return objects;
   }
 
-  #compare({ marker, objects: before }: Listed, now: readonly StorageObject[]): void {
-    if (this.#warned) return;
+  #compare({ marker, objects: before }: Listed, now: readonly StorageObject[], sinceMs: number): void {
+    if (this.#warned || this.#unannounced !== undefined) return;
     const missing = (from: readonly StorageObject[], names: ReadonlySet<string>): string | undefined =>
       from.find(({ name }) => !names.has(name))?.name;
     const object =
       missing(now, new Set(before.map(({ name }) => name))) ??
       missing(before, new Set(now.map(({ name }) => name)));
-    if (object !== undefined) this.#unannounced = { marker, object };
+    if (object !== undefined) this.#unannounced = { marker, object, sinceMs };
   }
 
-  /** What a forced listing brought to light may just not have been announced yet: the next look decides. */
-  #checkAnnounced(marker: string | undefined): void {
+  /** What a forced listing brought to light may just not have been announced yet: it is warned of when the marker stays as it is. */
+  #checkAnnounced(marker: string | undefined, nowMs: number): void {
     const unannounced = this.#unannounced;
+    if (unannounced === undefined) return;
+    const same = unannounced.marker === marker;
+    if (same && nowMs - unannounced.sinceMs < announceGraceMs) return;
     this.#unannounced = undefined;
-    if (unannounced === undefined || unannounced.marker !== marker) return;
+    if (!same) return;
     this.#warned = true;
     this.#logger.warning(
       'The storage was changed without the update marker: set use_update_marker alike on all instances',

@@ -408,6 +408,7 @@ describe('update marker', () => {
         else if (round === 0) await objects.delete('a', { signal });
         nowMs += 300_000;
         await names();
+        nowMs += 10_000;
         await names();
       }
       expect(warnings(text())).toEqual([
@@ -423,10 +424,35 @@ describe('update marker', () => {
       await put(objects, 'b');
       nowMs += 300_000;
       expect(await names()).toEqual(['a', 'b']);
+      // Its marker takes some time, or a second attempt.
+      for (let look = 0; look < 3; look++) {
+        nowMs += 3000;
+        await names();
+      }
       await put(theirs, 'b');
       await names();
+      nowMs += 10_000;
       await names();
       expect(warnings(text())).toEqual([]);
+    });
+
+    test('is warned of where forced listings come faster than announcements', async () => {
+      const { logger, text } = recordLog();
+      ours = new UpdateMarkerStorage(line, {
+        ...options,
+        forceListIntervalMs: 1000,
+        logger,
+        monotonicMs: () => nowMs,
+      });
+      await put(theirs, 'a');
+      await names();
+      for (let round = 0; round < 11; round++) {
+        await put(objects, `b${round}`);
+        expect(warnings(text())).toEqual([]);
+        nowMs += 1000;
+        await names();
+      }
+      expect(warnings(text())).toEqual([expect.stringMatching(/ filename=b0$/)]);
     });
   });
 });
