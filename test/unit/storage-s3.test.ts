@@ -18,6 +18,10 @@ test.each([
   [{ ...keys, access_key_file: '/x' }, 'secret_key_file: must be set, as access_key_file is'],
   [{ ...keys, tls: { cert_file: '/x' } }, 'tls: a client certificate needs both'],
   [{ ...keys, tls: { ca_fil: '/x' } }, 'tls.ca_fil: unknown key: did you mean ca_file?'],
+  [{ ...keys, region: 'us east/1' }, 'region: must be made of letters, digits and -'],
+  [{ ...keys, bucket: '..' }, 'bucket: must be the name of a bucket'],
+  [{ ...keys, bucket: 'b/site-1' }, 'bucket: must be the name of a bucket'],
+  [{ ...keys, bucket: 'b?x' }, 'bucket: must be the name of a bucket'],
   [{ ...keys, client_timeout: '-1s' }, 'client_timeout: must be at least 0s'],
   [{ access_key: 'a', secret_key: 's' }, 'bucket: must be set'],
 ])('%j is refused', (options, complaint) => {
@@ -33,6 +37,7 @@ test('zero means the default, as there', () => {
     max_idle_conns: 0,
     num_minio_threads: 0,
     secrets_refresh_interval: 0,
+    region: '',
   };
   const options = decodeOptions({ bucket: 'b', ...zeros }, s3Options);
   expect(options).toMatchObject({
@@ -41,6 +46,7 @@ test('zero means the default, as there', () => {
     maxIdleConns: 100,
     threads: 4,
     secretsRefreshIntervalMs: 15_000,
+    region: 'us-east-1',
   });
 });
 

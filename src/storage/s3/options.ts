@@ -17,8 +17,8 @@ export const s3Options = object(
     accessKeyFile: key('access_key_file', str()),
     secretKeyFile: key('secret_key_file', str()),
     secretsRefreshIntervalMs: key('secrets_refresh_interval', time(15_000)),
-    region: key('region', str({ default: 'us-east-1' })),
-    bucket: key('bucket', str({ required: true })),
+    region: key('region', zeroIsDefault(str({ default: 'us-east-1', check: regionProblem }))),
+    bucket: key('bucket', str({ required: true, check: bucketProblem })),
     storageClass: key('storage_class', str()),
     createBucket: key('create_bucket', bool()),
     globalPrefix: key('global_prefix', str()),
@@ -80,6 +80,18 @@ export const s3Options = object(
 
 /** The decoded `storage.options` of an S3 storage. Durations are milliseconds. */
 export type S3Options = Decoded<typeof s3Options>;
+
+/** It becomes a part of host names. */
+function regionProblem(text: string): string | undefined {
+  return /^[a-z0-9-]*$/i.test(text) ? undefined : 'must be made of letters, digits and -';
+}
+
+/** Each server has its own rules; this keeps it from being more than one segment of a path. */
+function bucketProblem(text: string): string | undefined {
+  return /^(arn:.*|[a-z0-9][a-z0-9._:-]*)$/i.test(text)
+    ? undefined
+    : 'must be the name of a bucket: letters, digits, ., - and _';
+}
 
 function endpointProblem(text: string): string | undefined {
   if (text === '') return undefined;

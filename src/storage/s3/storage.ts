@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
 import { Readable } from 'node:stream';
+import { setTimeout as wait } from 'node:timers/promises';
 import {
   AbortMultipartUploadCommand,
   CompleteMultipartUploadCommand,
@@ -169,8 +170,7 @@ export class S3Storage implements TaggedStorage {
     this.#isPlainHttp = parts.isPlainHttp;
     this.#endWatch = parts.endWatch;
     const endpoint = customEndpoint(options);
-    const region = options.region === '' ? 'us-east-1' : options.region;
-    const { bucket, globalPrefix } = options;
+    const { region, bucket, globalPrefix } = options;
     this.location =
       endpoint === undefined
         ? `s3://${bucket}/${globalPrefix} (${region})`
@@ -565,12 +565,11 @@ export class S3Storage implements TaggedStorage {
 
   /** A pass over a part of the file, for the digests that go into the request's head. */
   async #slice(call: Call, file: Source, start: number, end: number): Promise<Slice> {
-    const slice = { ...file, start, end };
+    const slice: Slice = { ...file, start, end, md5: undefined, sha256: undefined };
     const md5 = this.#options.disableContentMd5 ? undefined : createHash('md5');
     const sha256 = this.#isPlainHttp ? createHash('sha256') : undefined;
-    if (md5 === undefined && sha256 === undefined) return { ...slice, md5: undefined, sha256: undefined };
-    const blank = { ...slice, md5: undefined, sha256: undefined };
-    for await (const chunk of readSlice(blank, call, () => undefined, {})) {
+    if (md5 === undefined && sha256 === undefined) return slice;
+    for await (const chunk of readSlice(slice, call, () => undefined, {})) {
       call.signal.throwIfAborted();
       md5?.update(chunk);
       sha256?.update(chunk);
@@ -886,7 +885,6 @@ function jitter(baseMs: number, retries: number): number {
 }
 
 async function sleep(delayMs: number, signal: AbortSignal): Promise<void> {
-  const { setTimeout: wait } = await import('node:timers/promises');
   try {
     await wait(delayMs, undefined, { signal });
   } catch {
