@@ -706,6 +706,26 @@ describe('S3 storage and servers that fail', () => {
     ).toContain('this is not the answer of an S3 server');
   });
 
+  test('an object whose length is not told is none: its end cannot be told from a broken connection', async () => {
+    const rude = createTcpServer((socket) => {
+      socket.on('error', () => undefined);
+      socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\nETag: "e"\r\n\r\nhalf of it'));
+    });
+    rude.listen(0, '127.0.0.1');
+    await once(rude, 'listening');
+    await using opened = await open({
+      endpoint_url: `http://127.0.0.1:${(rude.address() as AddressInfo).port}`,
+      bucket: 'b',
+      access_key: 'a',
+      secret_key: 's',
+    });
+    const target = scratch.join('target');
+    const { message } = await failure(opened.storage.load('object', target, { signal }));
+    expect(message).toContain('this is not the answer of an S3 server');
+    await expect(stat(target)).rejects.toMatchObject({ code: 'ENOENT' });
+    rude.close();
+  });
+
   test('another region is named', async () => {
     await using fake = await startFake(() =>
       s3Error(400, 'AuthorizationHeaderMalformed', '<Region>eu-north-1</Region>'),

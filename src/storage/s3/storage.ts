@@ -336,7 +336,7 @@ export class S3Storage implements TaggedStorage {
           left = ATTEMPTS;
           yield chunk;
         }
-        if (first.sizeBytes === undefined || doneBytes === first.sizeBytes) return;
+        if (doneBytes === first.sizeBytes) return;
         failure = Object.assign(new Error('the object ended early'), { code: 'ECONNRESET' });
       } catch (error) {
         failure = error;
@@ -344,10 +344,7 @@ export class S3Storage implements TaggedStorage {
         download.body.destroy();
       }
       call.signal.throwIfAborted();
-      // More than there should be, or nothing to compare a later part with.
-      if (first.sizeBytes === undefined || doneBytes > first.sizeBytes || left === 1) {
-        throw this.#failed(call, failure);
-      }
+      if (doneBytes > first.sizeBytes || left === 1) throw this.#failed(call, failure);
       await sleep(jitter(BASE_DELAY_MS, ATTEMPTS - left), call.signal);
       download = await this.#get(call, name, { etag: first.etag, fromByte: doneBytes });
     }
@@ -359,7 +356,7 @@ export class S3Storage implements TaggedStorage {
     name: string,
     rest: { readonly etag: string; readonly fromByte: number } | undefined,
   ): Promise<Download> {
-    let output: GetObjectCommandOutput;
+    let output: GetObjectCommandOutput & { readonly ETag: string; readonly ContentLength: number };
     try {
       output = await this.#send(call, async (each) => {
         const answer = await this.#client.send(
@@ -373,7 +370,9 @@ export class S3Storage implements TaggedStorage {
         // An abort between two reads must not end the program: whoever reads is told with the next one.
         const answered = answer.Body as Readable | undefined;
         answered?.on('error', () => undefined);
-        if (answer.ETag !== undefined) return answer;
+        const { ETag, ContentLength } = answer;
+        // Without the length, an answer that was cut off could not be told from a whole one.
+        if (ETag !== undefined && ContentLength !== undefined) return { ...answer, ETag, ContentLength };
         answered?.destroy();
         throw new ForeignAnswerError();
       });
@@ -393,7 +392,7 @@ export class S3Storage implements TaggedStorage {
       body.destroy();
       throw new ReplacedError('the server does not give the rest of an object');
     }
-    return { body, etag: output.ETag ?? '', sizeBytes: output.ContentLength };
+    return { body, etag: output.ETag, sizeBytes: output.ContentLength };
   }
 
   async store(name: string, fromPath: string, options: CallOptions): Promise<void> {
@@ -781,8 +780,8 @@ export class S3Storage implements TaggedStorage {
 interface Download {
   readonly body: Readable;
   readonly etag: string;
-  /** Of the whole object when it was asked for; undefined when the server does not tell. */
-  readonly sizeBytes: number | undefined;
+  /** What there is to come when the answer begins. */
+  readonly sizeBytes: number;
 }
 
 interface Source {
