@@ -526,17 +526,15 @@ mod tests {
         txn.commit().unwrap();
     }
 
-    /// Runs in a process of its own, for the next test.
-    #[test]
-    #[ignore = "the other process of another test"]
-    fn other_process() {
-        let env = open(Path::new(&std::env::var_os(PATH_VARIABLE).unwrap()));
-        env.write(false, &Cancel::new()).unwrap().drop_dbi("x");
-        create(&env, flags::INTEGERKEY, &[[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]);
-    }
-
+    /// Plays two parts: the process that it starts, told by the variable, runs the same test and is the other process.
     #[test]
     fn statistics_follow_a_dbi_that_another_process_makes_anew_with_other_flags() {
+        if let Some(path) = std::env::var_os(PATH_VARIABLE) {
+            let env = open(Path::new(&path));
+            env.write(false, &Cancel::new()).unwrap().drop_dbi("x");
+            create(&env, flags::INTEGERKEY, &[[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]);
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.mdb");
         let env = open(&path);
@@ -545,7 +543,10 @@ mod tests {
             || -> Vec<_> { env.stats().unwrap().iter().map(|s| (s.flags, s.entries, s.depth, s.pages())).collect() };
         assert_eq!(seen(), [(0, 1, 1, 1)]);
         let other = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "lmdb::env::tests::other_process", "--ignored"])
+            .args([
+                "--exact",
+                "lmdb::env::tests::statistics_follow_a_dbi_that_another_process_makes_anew_with_other_flags",
+            ])
             .env(PATH_VARIABLE, &path)
             .output()
             .unwrap();
