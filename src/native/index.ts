@@ -4,6 +4,8 @@ import { fileURLToPath } from 'node:url';
 import type * as Addon from '../../native/addon/index.d.ts';
 import { LightningStreamError } from '../errors.ts';
 import type {
+  CaptureOptions,
+  CaptureResult,
   Environment,
   EnvironmentInfo,
   EnvironmentOptions,
@@ -102,16 +104,34 @@ class NativeEnvironment implements Environment {
     nowNano,
     earliestNano,
     newerThan,
+    mode,
+    dupsortHack,
     ...options
   }: PublishOptions): Promise<PublishResult | null> {
-    const request = { spoolPath, ...meta, nowNano, earliestNano, newerThan };
+    const shadow = mode === 'shadow';
+    const request = { spoolPath, ...meta, nowNano, earliestNano, newerThan, shadow, dupsortHack };
     return this.#work<PublishResult | null>(options, (work) => this.#handle.publish(request, work));
   }
 
   async merge(options: MergeOptions): Promise<MergeResult> {
-    const { spoolPath, deletedCutoffNano, createFlags, headerExtraPaddingBlock } = options;
-    const request = { spoolPath, deletedCutoffNano, createFlags, headerExtraPaddingBlock };
+    const { spoolPath, deletedCutoffNano, createFlags, headerExtraPaddingBlock, dupsortHack, captureNano } =
+      options;
+    const shadow = options.mode === 'shadow';
+    const request = {
+      spoolPath,
+      deletedCutoffNano,
+      createFlags,
+      headerExtraPaddingBlock,
+      shadow,
+      dupsortHack,
+      captureNano,
+    };
     return this.#work(options, (work) => this.#handle.merge(request, work));
+  }
+
+  async capture({ timestampNano, dupsortHack, ...options }: CaptureOptions): Promise<CaptureResult> {
+    const request = { timestampNano, dupsortHack };
+    return this.#work(options, (work) => this.#handle.capture(request, work));
   }
 
   async close(): Promise<void> {

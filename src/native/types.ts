@@ -63,6 +63,43 @@ interface Abortable {
   readonly signal?: AbortSignal;
 }
 
+/**
+ * How the LMDB holds records: `native` = every value has a header; `shadow` = the application's DBIs have none, `_sync_shadow_<dbi>` has
+ * the same keys with headers.
+ */
+export type SyncMode = 'native' | 'shadow';
+
+/** What differed between the application's DBIs and their shadows, and was written to the shadows; all 0 in native mode. */
+export interface CaptureCounts {
+  readonly added: number;
+  readonly changed: number;
+  readonly deleted: number;
+}
+
+export interface CaptureOptions extends Abortable {
+  /**
+   * Timestamp of what has changed: 1n at the start of the program, used as it is; otherwise the time now, ns since
+   * the epoch, to which is added what passes until the write lock is held.
+   */
+  readonly timestampNano: bigint;
+  /** Replicate DBIs with MDB_DUPSORT, by the encoding `dupsort_hack_v1`; without it they are an error. */
+  readonly dupsortHack: boolean;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface CaptureResult {
+  /** All commits of the application up to this transaction are in the shadows. */
+  readonly coveredTransactionId: bigint;
+  /** The transaction that wrote; null when nothing had to be written (no lock was taken then). */
+  readonly transactionId: bigint | null;
+  /** Records of the application's DBIs that were looked at. */
+  readonly entries: number;
+  readonly captured: CaptureCounts;
+  readonly writeLockNs: bigint;
+  readonly waitLockNs: bigint;
+  readonly planNs: bigint;
+}
+
 export interface PublishOptions extends Abortable {
   /** File that receives the compressed snapshot; created or truncated, not fsynced. */
   readonly spoolPath: string;
@@ -78,18 +115,22 @@ export interface PublishOptions extends Abortable {
   readonly earliestNano: bigint;
   /** Nothing is written unless a transaction later than this is visible to readers; 0n = always. */
   readonly newerThan: bigint;
-  /** How the values look: `native` = every value has a header. */
-  readonly mode: 'native';
+  /** In shadow mode changes are captured first, with the time of the call plus what passes until the write lock is held. */
+  readonly mode: SyncMode;
+  /** See {@link CaptureOptions}; false in native mode. */
+  readonly dupsortHack: boolean;
   readonly onProgress?: (progress: Progress) => void;
 }
 
 export interface PublishResult {
+  /** All commits up to this transaction are in the snapshot (in shadow mode those of the application may have gone on since). */
   readonly transactionId: bigint;
   /** The snapshot's time, ns since the epoch. */
   readonly timestampNano: bigint;
   readonly dbis: number;
   readonly entries: number;
   readonly deleted: number;
+  readonly captured: CaptureCounts;
   readonly bytes: number;
   readonly compressedBytes: number;
   readonly durations: {
@@ -104,7 +145,11 @@ export interface PublishResult {
 
 export interface MergeOptions extends Abortable {
   readonly spoolPath: string;
-  readonly mode: 'native';
+  readonly mode: SyncMode;
+  /** See {@link CaptureOptions}; false in native mode. */
+  readonly dupsortHack: boolean;
+  /** The time now, for local changes that are captured before the merge (see {@link CaptureOptions}); 0n in native mode. */
+  readonly captureNano: bigint;
   /** Deletions older than this (ns) are not added; 0 = all are. */
   readonly deletedCutoffNano: bigint;
   /** Flags to create a missing DBI with, by name, instead of the snapshot's. */
@@ -124,6 +169,8 @@ export interface MergeResult {
   readonly updated: number;
   /** Entries that lost or were equal. */
   readonly skipped: number;
+  /** Above 0: there is something local to publish, whatever `baseTransactionId` says. */
+  readonly captured: CaptureCounts;
   readonly createdDbis: readonly string[];
   /** DBIs of the snapshot that are private to an instance and were ignored. */
   readonly ignoredDbis: readonly string[];
@@ -157,6 +204,8 @@ export interface Environment {
   /** Null when there is nothing newer than `newerThan`. */
   publish(options: PublishOptions): Promise<PublishResult | null>;
   merge(options: MergeOptions): Promise<MergeResult>;
+  /** Shadow mode: brings the shadows up to date with the application's DBIs. Takes the write lock only when something differs. */
+  capture(options: CaptureOptions): Promise<CaptureResult>;
   /** Waits for work in progress, then closes. */
   close(): Promise<void>;
 }

@@ -167,6 +167,7 @@ export class Publisher {
         meta: { generationId: DEFAULT_GENERATION, instanceId: instance, hostname, databaseName: database },
         newerThan,
         mode: 'native',
+        dupsortHack: false,
         signal,
         nowNano: clock.wallNano(),
         earliestNano: last === undefined ? 0n : last + 1n,

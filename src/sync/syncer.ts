@@ -328,6 +328,8 @@ export class Syncer {
         result = await env.merge({
           spoolPath: snapshot.path,
           mode: 'native',
+          dupsortHack: false,
+          captureNano: 0n,
           deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
           createFlags: createFlags(lmdb),
           headerExtraPaddingBlock: lmdb.headerExtraPaddingBlock,

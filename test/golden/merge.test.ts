@@ -73,6 +73,8 @@ describe(needsSweeper, () => {
       await env.merge({
         spoolPath: join(place.storagePath, name),
         mode: 'native',
+        dupsortHack: false,
+        captureNano: 0n,
         deletedCutoffNano: deletedCutoffNano(sweeper, BigInt(Date.now()) * 1_000_000n),
         createFlags: {},
         headerExtraPaddingBlock: false,
