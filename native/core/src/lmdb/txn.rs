@@ -486,6 +486,15 @@ impl WriteCursor<'_> {
         let code = unsafe { ffi::mdb_cursor_put(self.raw.ptr, &raw mut key_val, &raw mut data, flags) };
         check(code, "write LMDB")
     }
+
+    /// Deletes the record that [`WriteCursor::find`] has just found. Only for DBIs without duplicates.
+    pub fn delete(&mut self) -> Result<()> {
+        // At the end of a page the cursor stands behind the last record now: the next search begins anew.
+        self.place = Place::Start;
+        // SAFETY: a live cursor of a live write transaction; what it returned before is borrowed from `self` and so let go.
+        let code = unsafe { ffi::mdb_cursor_del(self.raw.ptr, 0) };
+        check(code, "delete from LMDB")
+    }
 }
 
 /// Handles of exactly these DBIs; `None` when one is missing.
