@@ -1,0 +1,59 @@
+//! Who has an environment open, asked without opening it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use super::env::{lock_file, while_closed};
+use crate::error::{Error, Result};
+
+/// Ids of the processes that have the environment at `path` open, as the locks on its lock file tell (mdb.c: everybody holds byte 0, shared,
+/// and whoever reads holds the byte with the number of his id). Of those that never read only one may be seen. 0 stands for processes of
+/// another pid namespace. Empty when there is no lock file. Nothing is created or changed.
+///
+/// # Errors
+/// [`Code::AlreadyOpen`](crate::Code::AlreadyOpen) when this process has it open: closing the file would drop its own locks (fcntl(2));
+/// a system error when the lock file may not be read.
+pub fn users(path: &Path, no_subdir: bool) -> Result<BTreeSet<i32>> {
+    let data_file = if no_subdir { path.to_owned() } else { path.join("data.mdb") };
+    while_closed(&data_file, || {
+        let path = lock_file(path, no_subdir);
+        let failed = |e: &io::Error| Error::io(format_args!("ask for the locks on {}", path.display()), e);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(e) => return Err(failed(&e)),
+        };
+        let mut found = BTreeSet::new();
+        // Ranges that are still to be looked at: an answer names one lock of any place, so each splits its range.
+        let mut ranges = vec![(0, 1), (1, libc::off_t::MAX)];
+        while let Some((from, to)) = ranges.pop() {
+            if from >= to {
+                continue;
+            }
+            let Some((start, pid)) = holder(&file, from, to).map_err(|e| failed(&e))? else { continue };
+            found.insert(pid.max(0));
+            if from > 0 {
+                ranges.extend([(from, start), (start + 1, to)]);
+            }
+        }
+        Ok(found)
+    })
+}
+
+/// First byte and owner of a lock that somebody else holds in this range.
+fn holder(file: &File, from: libc::off_t, to: libc::off_t) -> io::Result<Option<(libc::off_t, i32)>> {
+    // SAFETY: flock is plain data, for which zeros are a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = from;
+    lock.l_len = to - from;
+    // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads and writes (fcntl(2), F_GETLK).
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start.max(from), lock.l_pid)))
+}
