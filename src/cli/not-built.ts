@@ -20,33 +20,9 @@ const BOTH: readonly DaemonMode[] = ['sync', 'receive'];
 const missing: readonly Missing[] = [
   { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs', modes: BOTH },
   {
-    what: 'shadow mode',
-    keys: lmdbKeys('schema_tracks_changes', (lmdb) => !lmdb.schemaTracksChanges),
-    instead: 'set it to true if the application writes Lightning Stream headers',
-    modes: BOTH,
-  },
-  {
-    what: 'the dupsort hack',
-    keys: lmdbKeys('dupsort_hack', (lmdb) => lmdb.dupsortHack),
-    instead: 'set it to false',
-    modes: BOTH,
-  },
-  {
     what: 'the schema guard',
     keys: lmdbKeys('schema_guard', (lmdb) => typeof lmdb.schemaGuard === 'number'),
     instead: 'remove it',
-    modes: BOTH,
-  },
-  {
-    what: 'cleaning the storage',
-    keys: ({ storage }) => (storage.cleanup.enabled ? ['storage.cleanup.enabled'] : []),
-    instead: 'set it to false',
-    modes: ['sync'],
-  },
-  {
-    what: 'the sweeper',
-    keys: ({ sweeper }) => (sweeper.enabled ? ['sweeper.enabled'] : []),
-    instead: 'set it to false',
     modes: BOTH,
   },
 ];

@@ -1,8 +1,9 @@
 import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
+import type { LmdbConfig } from '../config/types.ts';
 import { formatDuration, humanSize } from '../config/units.ts';
 import { errorMessage, LightningStreamError } from '../errors.ts';
-import type { Environment, PublishResult } from '../native/types.ts';
+import type { CaptureCounts, Environment, PublishResult } from '../native/types.ts';
 import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import {
   buildSnapshotName,
@@ -14,11 +15,16 @@ import type { SyncContext } from './context.ts';
 import { Repeats } from './repeats.ts';
 
 export interface PublisherOptions extends SyncContext {
+  readonly lmdb: LmdbConfig;
   readonly hostname: string;
   /** The newest snapshot under our own name that is known; a new one gets a later time. */
   readonly newestOwn: () => SnapshotName | undefined;
+  /** Of each instance the newest snapshot that is merged. */
+  readonly merged: () => ReadonlyMap<string, SnapshotName>;
   /** Called before a snapshot appears in the storage. */
   readonly beforeStore: (name: SnapshotName) => void;
+  /** A snapshot is in the storage, with what had been merged of each instance when it was taken. */
+  readonly onStored: (name: SnapshotName, holds: ReadonlyMap<string, SnapshotName>) => void;
   /** The phase has changed by itself. */
   readonly onChange: () => void;
 }
@@ -28,6 +34,8 @@ interface Dumped {
   readonly name: SnapshotName;
   readonly path: string;
   readonly result: PublishResult;
+  /** What was merged before, by instance. */
+  readonly holds: ReadonlyMap<string, SnapshotName>;
   /** ms of the clock, when the work on it began. */
   readonly fromMs: number;
 }
@@ -143,8 +151,9 @@ export class Publisher {
   }
 
   async #dump(env: Environment, newerThan: bigint, signal: AbortSignal): Promise<Dumped | null | undefined> {
-    const { database, instance, hostname, storage, spool, clock } = this.#o;
+    const { database, instance, hostname, lmdb, storage, spool, clock } = this.#o;
     const fromMs = clock.monotonicMs();
+    const holds = new Map(this.#o.merged());
     const now = clock.wallNano();
     const name = (timestamp: bigint): string => buildSnapshotName({ database, instance, timestamp });
     let path: string | undefined;
@@ -166,8 +175,8 @@ export class Publisher {
         spoolPath: path,
         meta: { generationId: DEFAULT_GENERATION, instanceId: instance, hostname, databaseName: database },
         newerThan,
-        mode: 'native',
-        dupsortHack: false,
+        mode: lmdb.schemaTracksChanges ? 'native' : 'shadow',
+        dupsortHack: lmdb.dupsortHack,
         signal,
         nowNano: clock.wallNano(),
         earliestNano: last === undefined ? 0n : last + 1n,
@@ -175,7 +184,7 @@ export class Publisher {
       if (result === null) return null;
       const parsed = parseSnapshotName(name(result.timestampNano));
       if (parsed === undefined) throw new Error(`snapshot time ${result.timestampNano} makes no name`);
-      const dumped = { name: parsed, path, result, fromMs };
+      const dumped = { name: parsed, path, result, holds, fromMs };
       path = undefined;
       return dumped;
     } catch (error) {
@@ -203,6 +212,7 @@ export class Publisher {
       this.#trouble.over(() => this.#o.logger.info('Storing snapshots works again'));
       this.#attempts = 0;
       this.#lastStored = { name, sizeBytes: result.compressedBytes };
+      this.#o.onStored(name, dumped.holds);
       this.#phase = 'idle';
       const end = clock.monotonicMs();
       this.#o.logger.info('Stored snapshot', {
@@ -219,6 +229,7 @@ export class Publisher {
         snapshot_name: name.name,
         snapshot_kind: name.kind,
         entries: result.entries,
+        ...capturedFields(result.captured),
         txnID: result.transactionId,
       });
       await this.#discard();
@@ -277,6 +288,13 @@ function inDirectory(error: unknown, path: string | undefined): unknown {
     cause: error,
     fields: error.fields,
   });
+}
+
+/** What of the application's changes was captured, as the log shows it; nothing when there was nothing. */
+export function capturedFields(captured: CaptureCounts): Record<string, number> {
+  const { added, changed, deleted } = captured;
+  if (added + changed + deleted === 0) return {};
+  return { captured_added: added, captured_changed: changed, captured_deleted: deleted };
 }
 
 /** Durations in ms, as the log shows them. */

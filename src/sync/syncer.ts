@@ -5,15 +5,17 @@ import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { LmdbConfig, SweeperConfig } from '../config/types.ts';
 import { humanSize } from '../config/units.ts';
 import type { DatabaseStatus } from '../http/status.ts';
-import type { Environment, EnvironmentStats, MergeResult, Native } from '../native/types.ts';
+import type { Environment, EnvironmentStats, MergeResult, ModeDoubt, Native, SyncMode } from '../native/types.ts';
 import type { Condition, StartTracker } from '../observability/health.ts';
 import { type Latest, latest } from '../observability/latest.ts';
 import type { Logger } from '../observability/logger.ts';
 import { shortHash, type SnapshotName } from '../snapshot/name.ts';
+import { Cleaner } from './cleaner.ts';
 import type { SyncContext } from './context.ts';
-import { durations, Publisher } from './publisher.ts';
+import { capturedFields, durations, Publisher } from './publisher.ts';
 import { type ReadySnapshot, Receiver } from './receiver.ts';
 import { Repeats } from './repeats.ts';
+import { Sweeper } from './sweeper.ts';
 import { Bell, sleep } from './wait.ts';
 
 /** How often the LMDB is looked at when no hint comes. */
@@ -48,6 +50,8 @@ interface State {
   lastSyncedTxnId: bigint;
   /** Instances seen in the first listing of which nothing is merged yet; ourselves too: then nothing may be uploaded. */
   readonly waitingFor: Set<string>;
+  /** LastTxnID when it was last made sure that the values suit the mode. */
+  modeCheckedTxnId: bigint | undefined;
   /** The start of the current force interval. */
   lastSnapshotMs: number;
   /** Rate limit: no snapshot is taken before. */
@@ -101,7 +105,7 @@ interface Session {
   readonly signal: AbortSignal;
 }
 
-type Phase = 'opening' | 'listing' | 'merging' | 'publishing' | 'waiting' | 'stopped';
+type Phase = 'opening' | 'capturing' | 'listing' | 'merging' | 'publishing' | 'waiting' | 'stopped';
 
 /**
  * The loop of one LMDB: merges what others stored, stores what changed here.
@@ -109,6 +113,9 @@ type Phase = 'opening' | 'listing' | 'merging' | 'publishing' | 'waiting' | 'sto
  * Each round does, in this order: merge every snapshot that is ready; see who is still waited for; take a snapshot if the LMDB
  * changed or the force interval has passed; note the end of the first pass. A round begins when the LMDB's file changes, a
  * snapshot is ready or an upload ends, and every 100 ms.
+ *
+ * In shadow mode (the application's values have no headers), what it changed is found by comparing with the shadow DBIs, which hold
+ * them: before the first listing, then within each merge and each snapshot.
  *
  * A second live instance of our name hides our snapshots from the others, and ours hide its: when a snapshot of our name
  * appears that we did not store, it is merged, and nothing is uploaded any more until this process is restarted or none has
@@ -121,10 +128,14 @@ export class Syncer {
   readonly #start: StartTracker;
   readonly #faultCondition: Condition;
   readonly #duplicateCondition: Condition;
+  readonly #sweeper: Sweeper | undefined;
   /** Snapshots of our own name from before this are our predecessor's, however late they appear. */
   readonly #startedNano: bigint;
+  readonly #mode: SyncMode;
   #phase: Phase = 'opening';
   #openFault: string | undefined;
+  /** How long nothing is tried after a failure, ms. */
+  #restMs = 0;
   #session: Session | undefined;
 
   constructor(options: SyncerOptions) {
@@ -135,6 +146,9 @@ export class Syncer {
     this.#faultCondition = health.condition(`${database}_local_fault`);
     this.#duplicateCondition = health.condition(`${database}_duplicate_instance`);
     this.#startedNano = clock.wallNano();
+    this.#mode = options.lmdb.schemaTracksChanges ? 'native' : 'shadow';
+    if (config.sweeper.enabled && !config.onlyOnce)
+      this.#sweeper = new Sweeper({ ...options, logger: this.#log, mode: this.#mode });
   }
 
   /**
@@ -155,7 +169,8 @@ export class Syncer {
           this.#openFault = text;
           this.#judge();
         }
-        await sleep(config.storageRetryIntervalMs, signal);
+        await sleep(Math.max(config.storageRetryIntervalMs, this.#restMs), signal);
+        this.#restMs = 0;
       }
     } catch {
       // Only the wait can throw, and only because of the signal.
@@ -192,7 +207,7 @@ export class Syncer {
   }
 
   async #runSession(): Promise<boolean> {
-    const { database, lmdb, config, native, metrics, clock } = this.#o;
+    const { database, lmdb, config, mode, native, metrics, clock } = this.#o;
     this.#phase = 'opening';
     const env = native.openEnvironment(lmdb.path, lmdb.options);
     const ended = new AbortController();
@@ -202,14 +217,18 @@ export class Syncer {
     const unwatch = watchFile(dataFile, this.#bell.ring);
     const parts = { ...this.#o, logger: this.#log, onChange: this.#bell.ring };
     const receiver: Receiver = new Receiver({ ...parts, onForeign: (name) => this.#foreign(session, name) });
+    const cleaner = new Cleaner({ ...parts, isSetAside: (object) => receiver.isSetAside(object) });
     const publisher = new Publisher({
       ...parts,
       newestOwn: () => receiver.newestOwn,
+      merged: () => receiver.merged,
       beforeStore: (name) => receiver.noteOwn(name),
+      onStored: (name, holds) => cleaner.noteStored(name, holds),
     });
     const now = clock.monotonicMs();
     const state: State = {
       lastSyncedTxnId: 0n,
+      modeCheckedTxnId: undefined,
       waitingFor: new Set(),
       lastSnapshotMs: now,
       publishNotBeforeMs: now,
@@ -227,15 +246,22 @@ export class Syncer {
     const stats = latest(() => env.stats());
     const session: Session = { env, stats, dataFile, file, receiver, publisher, state, signal };
     this.#session = session;
-    let receiving: Promise<void> | undefined;
+    const background: Promise<void>[] = [];
+    // It ends by the signal only; should it ever fail otherwise, the session ends with its error.
+    const begin = (work: Promise<void>): void => {
+      background.push(work.catch((error: unknown) => ended.abort(error)));
+    };
     try {
-      this.#openFault = undefined;
-      this.#judge();
       const { mapSizeBytes, lastTransactionId } = env.info();
       this.#log.info('Env info', { MapSize: humanSize(mapSizeBytes), LastTxnID: lastTransactionId });
+      await this.#checkMode(session);
+      if (this.#mode === 'shadow') await this.#captureAtStart(session);
+      this.#openFault = undefined;
+      this.#judge();
+      if (config.storage.cleanup.enabled && mode === 'sync' && !config.onlyOnce) begin(cleaner.run(signal));
+      if (this.#sweeper !== undefined) begin(this.#sweeper.run(env, signal));
       await this.#firstListing(session);
-      // It ends by the signal only; should it ever fail otherwise, the session ends with its error.
-      receiving = receiver.run(signal).catch((error: unknown) => ended.abort(error));
+      begin(receiver.run(signal));
       for (;;) {
         const result = await this.#round(session);
         if (result !== undefined) return result;
@@ -243,13 +269,64 @@ export class Syncer {
     } finally {
       ended.abort(new Error('the session has ended'));
       unwatch();
-      await receiving;
+      await Promise.all(background);
       await publisher.close();
       await receiver.close();
       unregister();
       this.#session = undefined;
       await env.close().catch((error: unknown) => this.#log.warning('Closing the LMDB failed', { error }));
     }
+  }
+
+  /**
+   * Shadow mode: what was added or removed while we were not looking gets the time 1 ns, which is older than everything: it is not
+   * known when it happened, so whatever others say wins. Later captures are newer: what was changed enters with them.
+   *
+   * Done before the storage is asked, so that what happens while the storage does not answer counts as new.
+   */
+  async #captureAtStart({ env, signal }: Session): Promise<void> {
+    const { lmdb, clock } = this.#o;
+    this.#log.info('Shadow mode: headers are kept beside the tables of the application');
+    if (env.lastTransactionId === 0n) return;
+    this.#phase = 'capturing';
+    const fromMs = clock.monotonicMs();
+    try {
+      const { transactionId, entries, captured, writeLockNs } = await env.capture({
+        timestampNano: 1n,
+        dupsortHack: lmdb.dupsortHack,
+        signal,
+      });
+      if (transactionId === null) return;
+      this.#log.info('Captured what changed before the start', {
+        ...durations({
+          time_total: clock.monotonicMs() - fromMs,
+          time_write_lock: Number(writeLockNs) / 1e6,
+        }),
+        entries,
+        ...capturedFields(captured),
+        txnID: transactionId,
+      });
+    } catch (error) {
+      signal.throwIfAborted();
+      // Each attempt holds the write lock until the map is full.
+      if (errorCode(error) === 'MDB_MAP_FULL')
+        this.#restMs = mapFullRest * (clock.monotonicMs() - fromMs);
+      throw explained('what changed before the start cannot be captured', error);
+    }
+  }
+
+  /**
+   * In the wrong mode headers would get where the application expects none, or one behind another, here and everywhere. Natively one
+   * look is enough; shadow mode looks again after each change, since the application may be upgraded at any time.
+   */
+  async #checkMode({ env, state }: Session): Promise<void> {
+    const { database, lmdb, clock } = this.#o;
+    const txnId = env.lastTransactionId;
+    if (lmdb.schemaGuard === 'off' || txnId === 0n || state.modeCheckedTxnId === txnId) return;
+    if (this.#mode === 'native' && state.modeCheckedTxnId !== undefined) return;
+    const doubt = await env.checkMode(this.#mode, clock.wallNano());
+    if (doubt !== null) throw new LightningStreamError('WRONG_MODE', wrongMode(database, doubt));
+    state.modeCheckedTxnId = txnId;
   }
 
   async #firstListing({ env, receiver, state, signal }: Session): Promise<void> {
@@ -286,6 +363,7 @@ export class Syncer {
   async #round(session: Session): Promise<boolean | undefined> {
     const { config } = this.#o;
     const { receiver, publisher, state, signal } = session;
+    await this.#checkMode(session);
     await this.#mergeReady(session);
     this.#updateWaitingFor(session);
     const againInMs = await this.#publishIfDue(session);
@@ -327,9 +405,9 @@ export class Syncer {
       try {
         result = await env.merge({
           spoolPath: snapshot.path,
-          mode: 'native',
-          dupsortHack: false,
-          captureNano: 0n,
+          mode: this.#mode,
+          dupsortHack: lmdb.dupsortHack,
+          captureNano: this.#mode === 'shadow' ? clock.wallNano() : 0n,
           deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
           createFlags: createFlags(lmdb),
           headerExtraPaddingBlock: lmdb.headerExtraPaddingBlock,
@@ -342,7 +420,7 @@ export class Syncer {
       }
       // What LastTxnID was just before the merge wrote; nobody can commit in between.
       const before = result.transactionId === null ? result.baseTransactionId : result.transactionId - 1n;
-      const localChange = before > state.lastSyncedTxnId;
+      const localChange = before > state.lastSyncedTxnId || Object.values(result.captured).some(Boolean);
       // So that a merge never causes an upload. After a local change the id stays: the change has to be uploaded.
       if (!localChange && result.transactionId !== null) state.lastSyncedTxnId = result.transactionId;
       await receiver.done(snapshot, 'merged');
@@ -415,6 +493,7 @@ export class Syncer {
       entries: result.entries,
       added: result.added,
       updated: result.updated,
+      ...capturedFields(result.captured),
       compressed_size_bytes: sizeBytes,
     });
   }
@@ -648,6 +727,28 @@ export function deletedCutoffNano(sweeper: SweeperConfig, nowNano: bigint): bigi
       : retentionMs / 100;
   const cutoff = nowNano - BigInt(Math.round(retentionMs - marginMs)) * 1_000_000n;
   return cutoff > 0n ? cutoff : 0n;
+}
+
+function wrongMode(database: string, { dbi, finding }: ModeDoubt): string {
+  const key = (name: string): string => `lmdbs.${database}.${name}`;
+  const option = key('schema_tracks_changes');
+  switch (finding) {
+    case 'headers':
+      return (
+        `${option} is false, but the values in DBI ${dbi} begin with Lightning Stream headers, so the application writes them itself ` +
+        `(as PowerDNS does since 4.8): set it to true; if they only look so, set ${key('schema_guard')} to off`
+      );
+    case 'shadow':
+      return (
+        `${option} is true, but the values in DBI ${dbi} have their headers in _sync_shadow_${dbi}, as in shadow mode: set it to false; ` +
+        `or let the application write headers first, then remove the shadows with drop-shadow`
+      );
+    case 'plain':
+      return (
+        `${option} is true, but no value in this LMDB begins with a Lightning Stream header (the first without one is in DBI ${dbi}), ` +
+        `so the application does not write them: set it to false`
+      );
+  }
 }
 
 function createFlags({ dbiOptions }: LmdbConfig): Record<string, number> {
