@@ -102,6 +102,7 @@ fn errno_name(errno: i32) -> Option<&'static str> {
         libc::ENOSPC => "ENOSPC",
         libc::ENOTDIR => "ENOTDIR",
         libc::EPERM => "EPERM",
+        libc::EPIPE => "EPIPE",
         libc::EROFS => "EROFS",
         libc::ESTALE => "ESTALE",
         _ => return None,

@@ -20,6 +20,7 @@ pub fn inspect(path: &Path, cancel: &Cancel) -> Result<Index> {
                 entries += 1;
                 if entries.is_multiple_of(4096) {
                     cancel.check()?;
+                    cancel.report(entries, entries, index.entries);
                 }
             }
             Event::Dbi(_) | Event::NeedsIndex => {}

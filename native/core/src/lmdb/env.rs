@@ -42,11 +42,13 @@ pub struct EnvOptions {
     pub map_bytes: usize,
     /// Most named DBIs.
     pub max_dbs: u32,
+    /// Only to look: nothing is created or written, the lock file included; see [`Environment::check_unshared`]. Goes before `create`.
+    pub read_only: bool,
 }
 
 impl Default for EnvOptions {
     fn default() -> Self {
-        Self { no_subdir: false, create: false, dir_mode: 0o775, file_mode: 0o664, map_bytes: 0, max_dbs: 64 }
+        Self { no_subdir: false, create: false, dir_mode: 0o775, file_mode: 0o664, map_bytes: 0, max_dbs: 64, read_only: false }
     }
 }
 
@@ -113,6 +115,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Runs `body` while this process cannot open the environment with this data file.
+///
+/// # Errors
+/// [`Code::AlreadyOpen`] when it has it open.
+pub(super) fn while_closed<T>(data_file: &Path, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let open_files = lock(&OPEN_FILES);
+    if fs::canonicalize(data_file).is_ok_and(|file| open_files.contains(&file)) {
+        let text = format!("LMDB {} is open in this process", data_file.display());
+        return Err(Error::new(Code::AlreadyOpen, text));
+    }
+    body()
+}
+
 /// One open environment. Clones are the same handle; the last one closes it.
 #[derive(Clone)]
 pub struct Environment {
@@ -131,9 +146,21 @@ struct Inner {
     last_info: Mutex<Info>,
 }
 
+/// Where liblmdb keeps its locks (lmdb.h, `mdb_env_open`).
+pub(super) fn lock_file(path: &Path, no_subdir: bool) -> PathBuf {
+    if no_subdir {
+        let mut name = path.as_os_str().to_owned();
+        name.push("-lock");
+        return name.into();
+    }
+    path.join("lock.mdb")
+}
+
 /// The open handle.
 pub(super) struct RawEnv {
     pub(super) ptr: *mut ffi::MDB_env,
+    /// The lock file when there was none and none was made.
+    absent_lock_file: Option<PathBuf>,
 }
 
 // SAFETY: an MDB_env may be used from several threads; what lmdb.h restricts (dbi_open, set_mapsize, close, writers per thread) is
@@ -157,14 +184,21 @@ impl RawEnv {
             let text = format!("open LMDB {shown}: options.max_dbs must be between 1 and {MAX_MAX_DBS}");
             return Err(Error::new(Code::InvalidArgument, text));
         }
+        let is_new = fs::metadata(data_file).map_or(true, |meta| meta.len() == 0);
+        if options.read_only && is_new {
+            // liblmdb would try to begin it.
+            return Err(Error::new(Code::Os(libc::ENOENT), format!("open LMDB {shown}: the file is empty")));
+        }
+        // Without a lock file nobody has it open. One that a look makes could belong to a user whom the application is not.
+        let lock_file = lock_file(path, options.no_subdir);
+        let absent_lock_file = (options.read_only && !lock_file.exists()).then_some(lock_file);
         let mut ptr = ptr::null_mut();
         // SAFETY: mdb_env_create stores a new handle through the valid pointer.
         check(unsafe { ffi::mdb_env_create(&raw mut ptr) }, "create LMDB environment")?;
         // From here on dropping `raw` closes the handle, also when opening fails, as mdb_env_open's documentation demands.
-        let raw = Self { ptr };
+        let raw = Self { ptr, absent_lock_file };
         // SAFETY: the handle is fresh and not opened yet, when setting this is allowed.
         check(unsafe { ffi::mdb_env_set_maxdbs(ptr, options.max_dbs) }, "set max_dbs")?;
-        let is_new = fs::metadata(data_file).map_or(true, |meta| meta.len() == 0);
         let map_bytes = if options.map_bytes == 0 && is_new { DEFAULT_MAP_BYTES } else { options.map_bytes };
         if map_bytes != 0 {
             // SAFETY: not opened yet, no transaction.
@@ -173,7 +207,10 @@ impl RawEnv {
         let c_path = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| Error::new(Code::InvalidArgument, "the LMDB path holds a NUL byte"))?;
         // NOTLS: read transactions belong to the operation, not to the thread, so that threads may end.
-        let flags = ffi::MDB_NOTLS | if options.no_subdir { ffi::MDB_NOSUBDIR } else { 0 };
+        let flags = ffi::MDB_NOTLS
+            | if options.no_subdir { ffi::MDB_NOSUBDIR } else { 0 }
+            | if options.read_only { ffi::MDB_RDONLY } else { 0 }
+            | if raw.absent_lock_file.is_some() { ffi::MDB_NOLOCK } else { 0 };
         // SAFETY: a fresh handle and a NUL-terminated path that outlives the call.
         let code = unsafe { ffi::mdb_env_open(ptr, c_path.as_ptr(), flags, options.file_mode) };
         if code == ffi::MDB_VERSION_MISMATCH {
@@ -237,14 +274,15 @@ impl Environment {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        if options.create {
+        if options.create && !options.read_only {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(options.dir_mode)
                 .create(&directory)
                 .map_err(|e| Error::io(format_args!("create directory {}", directory.display()), &e))?;
         } else if let Err(e) = fs::metadata(&data_file) {
-            let hint = if e.kind() == std::io::ErrorKind::NotFound { " (and options.create is not set)" } else { "" };
+            let missing = e.kind() == std::io::ErrorKind::NotFound && !options.read_only;
+            let hint = if missing { " (and options.create is not set)" } else { "" };
             return Err(Error::io(format_args!("open LMDB {shown}{hint}"), &e));
         }
         let canonical_directory =
@@ -339,6 +377,21 @@ impl Environment {
         self.inner.raw.try_read().ok().and_then(|guard| guard.as_ref().map(RawEnv::check_readers)).unwrap_or(0)
     }
 
+    /// Fails once somebody else opened an environment that we read without a lock file: writers do not know of our transaction then and may
+    /// use its pages again, at the earliest with their second commit. To be asked while reading, and before what was read is trusted.
+    ///
+    /// # Errors
+    /// `EBUSY`: try again.
+    pub fn check_unshared(&self) -> Result<()> {
+        match self.guard().as_ref().and_then(|raw| raw.absent_lock_file.as_ref()) {
+            Some(lock_file) if lock_file.exists() => {
+                let text = "another program opened it while it was read without a lock file; try again";
+                Err(Error::new(Code::Os(libc::EBUSY), format!("LMDB {}: {text}", self.path().display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Statistics of every DBI from one transaction, sorted by name.
     pub fn stats(&self) -> Result<Vec<DbiStat>> {
         self.read_stats().or_else(|error| {
@@ -349,7 +402,9 @@ impl Environment {
 
     fn read_stats(&self) -> Result<Vec<DbiStat>> {
         let txn = self.read()?;
-        txn.dbi_names().map(|name| txn.stat(name)).collect()
+        let stats = txn.dbi_names().map(|name| txn.stat(name)).collect();
+        self.check_unshared()?;
+        stats
     }
 
     /// Begins a read transaction.
@@ -531,7 +586,9 @@ mod tests {
     fn statistics_follow_a_dbi_that_another_process_makes_anew_with_other_flags() {
         if let Some(path) = std::env::var_os(PATH_VARIABLE) {
             let env = open(Path::new(&path));
-            env.write(false, &Cancel::new()).unwrap().drop_dbi("x");
+            let mut txn = env.write(true, &Cancel::new()).unwrap();
+            assert!(txn.drop_dbi("x").unwrap());
+            txn.commit().unwrap();
             create(&env, flags::INTEGERKEY, &[[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]);
             return;
         }
