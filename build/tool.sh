@@ -3,7 +3,7 @@
 #
 #   minio, versitygw   S3 servers
 #   mc                 MinIO's client: its users and policies
-#   pdns-4.9           PowerDNS: a directory (build/pdns-root.sh)
+#   pdns-4.9, pdns-4.7 PowerDNS of Debian 13 and 12: directories (build/pdns-root.sh)
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
 # version, for the next clone: in $XDG_CACHE_HOME/lightningstream-ts (~/.cache/lightningstream-ts).
@@ -23,13 +23,18 @@ unavailable() {
   exit 1
 }
 
+suite=
 case $tool in
   minio) version=$minio_version module=github.com/minio/minio ;;
   mc) version=$mc_version module=github.com/minio/mc ;;
   versitygw) version=$versitygw_version module=github.com/versity/versitygw/cmd/versitygw ;;
-  pdns-4.9) if $only_look; then exec sh "$build/pdns-root.sh" --installed trixie; else exec sh "$build/pdns-root.sh" trixie; fi ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9' ;;
+  pdns-4.9) suite=trixie ;;
+  pdns-4.7) suite=bookworm ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7' ;;
 esac
+if [ -n "$suite" ]; then
+  if $only_look; then exec sh "$build/pdns-root.sh" --installed "$suite"; else exec sh "$build/pdns-root.sh" "$suite"; fi
+fi
 
 directory=$cache/$tool-$version-$(uname -m)
 program=$directory/$tool

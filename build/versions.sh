@@ -12,3 +12,4 @@ go_minimum=1.21
 
 # PowerDNS comes from Debian (build/pdns-root.sh), which settles the last digit.
 pdns_in_trixie=4.9
+pdns_in_bookworm=4.7

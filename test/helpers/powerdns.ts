@@ -8,6 +8,7 @@
  *     await dns.query('www.example.org', 'A');        // ['192.0.2.1']
  *     await dns.validate('www.example.org', 'A', await dns.dnskeys('example.org'));
  *     dns.lmdbPath, dns.shardPath                     // for the daemon's lmdbs `main` and `shard`, both no_subdir
+ *     await powerDns(directory, { tool: 'pdns-4.7' }) // schema 4, for shadow mode; 4.9, which writes headers, by default
  *     await dns.stop(); await dns.kill();             // SIGTERM; SIGKILL. `start` again starts it again
  *
  * Files belong to whoever runs this, so a daemon that it starts may write to them.
@@ -85,7 +86,8 @@ export interface PowerDns extends AsyncDisposable {
 
 /** A server that is ready to start, with its files in `directory`, which is made if need be. */
 export async function powerDns(directory: string, options: PowerDnsOptions = {}): Promise<PowerDns> {
-  const root = toolPath(options.tool ?? 'pdns-4.9');
+  const tool = options.tool ?? 'pdns-4.9';
+  const root = toolPath(tool);
   const program = join(root, 'run');
   mkdirSync(directory, { recursive: true });
   const dnsPort = await freePort();
@@ -98,7 +100,8 @@ export async function powerDns(directory: string, options: PowerDnsOptions = {})
     launch: 'lmdb',
     'lmdb-filename': lmdbPath,
     'lmdb-shards': '1',
-    'lmdb-lightning-stream': 'yes',
+    // What keeps two servers' new zones apart; 4.9 has more in the same setting.
+    [tool === 'pdns-4.7' ? 'lmdb-random-ids' : 'lmdb-lightning-stream']: 'yes',
     'lmdb-map-size': '1000',
     // What another host has changed is answered at once: nothing is remembered.
     'zone-cache-refresh-interval': '0',
