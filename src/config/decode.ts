@@ -38,6 +38,12 @@ export { Place, Source } from './source.ts';
 
 /** Reads and writes one type of value. */
 export interface Decoder<T> {
+  /** The type and its limits in words, for the reference: `duration, at least 1s`. */
+  readonly type: string;
+  /** The key must appear, and not with its zero. */
+  readonly required?: true;
+  /** What stands inside of a section. */
+  readonly inside?: Inside;
   /** The value when the key does not appear. */
   readonly absent: T;
   /** The value of an explicit null. */
@@ -50,6 +56,11 @@ export interface Decoder<T> {
   /** The value as YAML, secrets masked; undefined leaves the key away. */
   encode(value: T): Node | undefined;
 }
+
+/** The keys of a section: known ones, or any, which the reference calls `name`. */
+export type Inside =
+  | { readonly fields: Readonly<Record<string, Field<unknown>>> }
+  | { readonly each: Decoder<unknown>; readonly name: string };
 
 /** The type a decoder gives. */
 export type Decoded<D> = D extends Decoder<infer T> ? T : never;
@@ -77,6 +88,8 @@ interface Text {
 }
 
 interface ScalarSpec<T> {
+  /** See {@link Decoder.type}. */
+  readonly type: string;
   /** What is wanted, for `must be …`. */
   readonly what: string;
   readonly zero: T;
@@ -115,6 +128,8 @@ function scalar<T extends string | number | boolean | undefined>(
   };
   const absent = options.default ?? spec.zero;
   return {
+    type: spec.type,
+    ...(options.required === undefined ? {} : { required: options.required }),
     absent,
     zero: spec.zero,
     read(values, place) {
@@ -160,6 +175,7 @@ function plain(text: string): Scalar {
 export function str(options: ScalarOptions<string> & { readonly secret?: boolean } = {}): Decoder<string> {
   return scalar<string>(
     {
+      type: options.secret === true ? 'text, secret' : 'text',
       what: 'a text',
       zero: '',
       parse: ({ text }) => text,
@@ -184,8 +200,9 @@ export function oneOf<const T extends string>(
     return options.aliases?.[text] ?? words.find((word) => word === text);
   };
   const what = `one of (${words.join(', ')})`;
+  const type = words.map((word) => `\`${word}\``).join(', ');
   const decoder = scalar<string>(
-    { what, zero: '', parse: ({ text }) => find(text), format: (value) => value },
+    { type, what, zero: '', parse: ({ text }) => find(text), format: (value) => value },
     {
       default: options.default,
       check: (value) => (find(value) === undefined ? `must be ${what}` : undefined),
@@ -211,6 +228,7 @@ const FALSE = /^(n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$/;
 export function bool(options: ScalarOptions<boolean> = {}): Decoder<boolean> {
   return scalar<boolean>(
     {
+      type: 'boolean',
       what: 'true or false, unquoted',
       zero: false,
       parse: ({ text, quoted }) =>
@@ -237,6 +255,14 @@ function parseNumber({ text, quoted }: Text): number | undefined {
   return FLOAT.test(digits) ? Number(digits) : undefined;
 }
 
+function limited(type: string, { min, max }: RangeOptions, format: (value: number) => string): string {
+  const limits = [
+    ...(min === undefined ? [] : [`at least ${format(min)}`]),
+    ...(max === undefined ? [] : [`at most ${format(max)}`]),
+  ];
+  return [type, ...limits].join(', ');
+}
+
 function inRange(options: RangeOptions, format: (value: number) => string): ScalarOptions<number> {
   const check = (value: number): string | undefined => {
     if (options.min !== undefined && value < options.min)
@@ -252,6 +278,7 @@ function inRange(options: RangeOptions, format: (value: number) => string): Scal
 export function int(options: RangeOptions = {}): Decoder<number> {
   return scalar<number>(
     {
+      type: limited('whole number', options, String),
       what: 'a whole number, unquoted',
       zero: 0,
       parse: (text) => {
@@ -270,6 +297,7 @@ export function int(options: RangeOptions = {}): Decoder<number> {
 export function float(options: RangeOptions = {}): Decoder<number> {
   return scalar<number>(
     {
+      type: limited('number', options, String),
       what: 'a number, unquoted',
       zero: 0,
       parse: (text) => {
@@ -286,6 +314,7 @@ export function float(options: RangeOptions = {}): Decoder<number> {
 export function duration(options: RangeOptions = {}): Decoder<number> {
   return scalar<number>(
     {
+      type: limited('duration', options, formatDuration),
       what: 'a duration like 300ms, 5s or 1h30m',
       zero: 0,
       parse: (text) => {
@@ -303,6 +332,7 @@ export function duration(options: RangeOptions = {}): Decoder<number> {
 export function size(options: RangeOptions = {}): Decoder<number> {
   return scalar<number>(
     {
+      type: limited('size', options, formatSize),
       what: 'a size like 100MB or 1GB',
       zero: 0,
       parse: ({ text }) => {
@@ -324,6 +354,7 @@ const MODE_MAX = 0o777;
 export function mode(options: { readonly default: number }): Decoder<number> {
   const decoder = scalar<number>(
     {
+      type: 'file mode',
       what: 'a file mode like 0664, unquoted',
       zero: 0,
       parse: (text) => {
@@ -361,6 +392,7 @@ export function zeroIsDefault<T>(decoder: Decoder<T>): Decoder<T> {
 export function dbiFlags(): Decoder<number | undefined> {
   return scalar<number | undefined>(
     {
+      type: 'DBI flags',
       what: `flags of a DBI (${DBI_FLAG_NAMES.join(', ')})`,
       zero: undefined,
       parse: ({ text }) => parseDbiFlags(text),
@@ -382,7 +414,13 @@ export function word<T extends string | number>(spec: {
   readonly parse: (text: string) => T | undefined;
 }): Decoder<T> {
   return scalar<T>(
-    { what: spec.what, zero: spec.default, parse: ({ text }) => spec.parse(text), format: String },
+    {
+      type: spec.what,
+      what: spec.what,
+      zero: spec.default,
+      parse: ({ text }) => spec.parse(text),
+      format: String,
+    },
     spec,
   );
 }
@@ -462,11 +500,13 @@ function entries(
 export interface Field<T> {
   readonly key: string;
   readonly decoder: Decoder<T>;
+  /** What the key means, for the reference: Markdown without lists or tables. Sections have none. */
+  readonly text: string;
 }
 
-/** Names the key under which a property stands in the file. */
-export function key<T>(name: string, decoder: Decoder<T>): Field<T> {
-  return { key: name, decoder };
+/** Names the key under which a property stands in the file, and says what it means. */
+export function key<T>(name: string, decoder: Decoder<T>, text = ''): Field<T> {
+  return { key: name, decoder, text };
 }
 
 type Fields = Readonly<Record<string, Field<unknown>>>;
@@ -494,6 +534,8 @@ export function object<const F extends Fields>(
     Object.fromEntries(rows.map(([property, field]) => [property, valueOf(field)])) as FieldValues<F>;
   const absent = build(({ decoder }) => decoder.absent);
   return {
+    type: 'section',
+    inside: { fields },
     fields,
     absent,
     zero: build(({ decoder }) => decoder.zero),
@@ -556,10 +598,17 @@ function distance(a: string, b: string): number {
 /** A section with any keys, each with a value of one type, in the order of the file. */
 export function map<T>(
   decoder: Decoder<T>,
-  options: { readonly required?: string; readonly checkKey?: (name: string) => string | undefined } = {},
+  options: {
+    /** What the reference calls a key; `NAME` by default. */
+    readonly name?: string;
+    readonly required?: string;
+    readonly checkKey?: (name: string) => string | undefined;
+  } = {},
 ): Decoder<ReadonlyMap<string, T>> {
   const none: ReadonlyMap<string, T> = new Map();
   return {
+    type: 'section',
+    inside: { each: decoder, name: options.name ?? 'NAME' },
     absent: none,
     zero: none,
     read(values, place) {
@@ -591,6 +640,7 @@ export function map<T>(
 export function list<T>(decoder: Decoder<T>): Decoder<readonly T[]> {
   const none: readonly T[] = [];
   return {
+    type: 'list',
     absent: none,
     zero: none,
     read(values, place) {
@@ -641,6 +691,7 @@ function isUndecoded(options: unknown): options is Undecoded {
 export function later(): Decoder<Undecoded> {
   const none: Undecoded = undecoded(undefined);
   return {
+    type: 'section',
     absent: none,
     zero: none,
     read(values, place) {

@@ -44,10 +44,18 @@ const LOG_TIMESTAMPS = ['short', 'disable', 'full'] as const;
 const pollInterval = (ms: number) => duration({ default: ms, min: 100 });
 
 /** Health is not looked at more often than once a second. */
-const trackerFields = (intervalMs: number) => ({
-  intervalMs: key('interval', raisedTo(SECOND, duration({ default: intervalMs }))),
-  warnDurationMs: key('warn_duration', duration({ default: MINUTE })),
-  errorDurationMs: key('error_duration', duration({ default: 5 * MINUTE })),
+const trackerFields = (intervalMs: number, trouble: string) => ({
+  intervalMs: key(
+    'interval',
+    raisedTo(SECOND, duration({ default: intervalMs })),
+    'Calls that run for less do not count; 1s if less. Verdicts are made when somebody asks, so they are never old.',
+  ),
+  warnDurationMs: key('warn_duration', duration({ default: MINUTE }), `${trouble} for so long is a warning.`),
+  errorDurationMs: key(
+    'error_duration',
+    duration({ default: 5 * MINUTE }),
+    `${trouble} for so long is a failure.`,
+  ),
 });
 
 function raisedTo(minimum: number, decoder: ReturnType<typeof duration>): ReturnType<typeof duration> {
@@ -60,20 +68,40 @@ function raisedTo(minimum: number, decoder: ReturnType<typeof duration>): Return
 
 const lmdb = object(
   {
-    path: key('path', str({ required: true })),
+    path: key('path', str({ required: true }), 'Directory of the LMDB, or its data file with `no_subdir`.'),
     options: key(
       'options',
       object({
-        noSubdir: key('no_subdir', bool()),
-        create: key('create', bool()),
-        dirMask: key('dir_mask', mode({ default: 0o775 })),
-        fileMask: key('file_mask', mode({ default: 0o664 })),
-        mapSizeBytes: key('map_size', size()),
-        maxDbs: key('max_dbs', zeroIsDefault(int({ default: 64 }))),
+        noSubdir: key('no_subdir', bool(), '`path` is the data file itself. PowerDNS needs `true`.'),
+        create: key(
+          'create',
+          bool(),
+          'Create the LMDB and its parent directories when they are missing, instead of waiting for the application.',
+        ),
+        dirMask: key(
+          'dir_mask',
+          mode({ default: 0o775 }),
+          'Mode of created directories, octal with a leading 0, at most 0777; 0 is the default.',
+        ),
+        fileMask: key('file_mask', mode({ default: 0o664 }), 'Mode of created files, likewise.'),
+        mapSizeBytes: key(
+          'map_size',
+          size(),
+          'How large the LMDB may get. 0: as large as the file says, 1GB for a new one.',
+        ),
+        maxDbs: key(
+          'max_dbs',
+          zeroIsDefault(int({ default: 64 })),
+          'Most tables (DBIs), shadows included; 0 is the default.',
+        ),
       }),
     ),
-    schemaTracksChanges: key('schema_tracks_changes', bool()),
-    dupsortHack: key('dupsort_hack', bool()),
+    schemaTracksChanges: key(
+      'schema_tracks_changes',
+      bool(),
+      'The application writes Lightning Stream headers itself (PowerDNS 4.8 or later). `false`, shadow mode: _not built yet_.',
+    ),
+    dupsortHack: key('dupsort_hack', bool(), '_Not built yet._ Not together with `schema_tracks_changes`.'),
     schemaGuard: key(
       'schema_guard',
       word<'auto' | 'off' | number>({
@@ -82,11 +110,25 @@ const lmdb = object(
         parse: (text) =>
           text === 'auto' || text === 'off' ? text : /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined,
       }),
+      'Our own key, reserved; not built yet: `auto` and `off` change nothing, the number of a schema version is refused.',
     ),
-    headerExtraPaddingBlock: key('header_extra_padding_block', bool()),
+    headerExtraPaddingBlock: key(
+      'header_extra_padding_block',
+      bool(),
+      'For tests of applications: merged values get a header that is 8 bytes longer.',
+    ),
     dbiOptions: key(
       'dbi_options',
-      map(object({ overrideCreateFlags: key('override_create_flags', dbiFlags()) })),
+      map(
+        object({
+          overrideCreateFlags: key(
+            'override_create_flags',
+            dbiFlags(),
+            "Flags to create this DBI with when a snapshot brings it, instead of the snapshot's: names as in lmdb.h (`MDB_DUPSORT`, several joined by a vertical bar) or a number.",
+          ),
+        }),
+        { name: 'DBI' },
+      ),
     ),
   },
   {
@@ -99,20 +141,48 @@ const lmdb = object(
 );
 
 /** The whole file: one row per key, in the order in which `--log-config` prints them. */
-const table = object(
+export const configTable = object(
   {
-    instance: key('instance', str()),
+    instance: key(
+      'instance',
+      str(),
+      "Name of this instance in the storage, unique among all that share it. Empty: the host's name. The flag `-i` wins.",
+    ),
     lmdbs: key(
       'lmdbs',
       map(lmdb, { required: 'at least one LMDB must be configured', checkKey: databaseNameProblem }),
     ),
-    lmdbPollIntervalMs: key('lmdb_poll_interval', pollInterval(SECOND)),
-    lmdbLogStatsIntervalMs: key('lmdb_log_stats_interval', duration({ default: 30 * MINUTE })),
-    lmdbScrapeSmaps: key('lmdb_scrape_smaps', bool({ default: true })),
-    storagePollIntervalMs: key('storage_poll_interval', pollInterval(SECOND)),
-    storageRetryIntervalMs: key('storage_retry_interval', pollInterval(5 * SECOND)),
-    storageRetryCount: key('storage_retry_count', int({ default: 100, min: 1 })),
-    storageRetryForever: key('storage_retry_forever', bool()),
+    lmdbPollIntervalMs: key(
+      'lmdb_poll_interval',
+      pollInterval(SECOND),
+      'The shortest time between two snapshots of one LMDB. A change is noticed at once, whatever this is.',
+    ),
+    lmdbLogStatsIntervalMs: key(
+      'lmdb_log_stats_interval',
+      duration({ default: 30 * MINUTE }),
+      'How often figures of each LMDB are logged; 0 or less: never.',
+    ),
+    lmdbScrapeSmaps: key(
+      'lmdb_scrape_smaps',
+      bool({ default: true }),
+      'Metrics tell how much of each LMDB is in memory. It can take long where an LMDB is very large.',
+    ),
+    storagePollIntervalMs: key(
+      'storage_poll_interval',
+      pollInterval(SECOND),
+      'How often the storage is listed. An `fs` storage on a local disk tells of changes by itself, too.',
+    ),
+    storageRetryIntervalMs: key(
+      'storage_retry_interval',
+      pollInterval(5 * SECOND),
+      'The time before what failed is tried again.',
+    ),
+    storageRetryCount: key(
+      'storage_retry_count',
+      int({ default: 100, min: 1 }),
+      'Attempts to store a snapshot before giving up and starting over with a fresh one.',
+    ),
+    storageRetryForever: key('storage_retry_forever', bool(), 'Never give up on storing.'),
     storageForceSnapshotIntervalMs: key(
       'storage_force_snapshot_interval',
       duration({
@@ -120,67 +190,137 @@ const table = object(
         check: (ms) =>
           ms !== 0 && ms < MINUTE ? `must be 0 (off) or at least 1m, not ${formatDuration(ms)}` : undefined,
       }),
+      'The time after which a snapshot is stored although nothing changed; 0 (never) or at least 1m.',
     ),
-    memoryDownloadedSnapshots: key('memory_downloaded_snapshots', int({ default: 2, min: 1 })),
-    memoryDecompressedSnapshots: key('memory_decompressed_snapshots', int({ default: 3, min: 1 })),
-    onlyOnce: key('only_once', bool()),
-    spoolDir: key('spool_dir', str()),
+    memoryDownloadedSnapshots: key(
+      'memory_downloaded_snapshots',
+      int({ default: 2, min: 1 }),
+      'Snapshots that each LMDB downloads at once.',
+    ),
+    memoryDecompressedSnapshots: key(
+      'memory_decompressed_snapshots',
+      int({ default: 3, min: 1 }),
+      'Downloaded snapshots of each LMDB that wait in `spool_dir` to be merged.',
+    ),
+    onlyOnce: key('only_once', bool(), 'End after one pass, as the flag `--only-once`.'),
+    spoolDir: key(
+      'spool_dir',
+      str(),
+      "Our own key: where snapshots pass through on their way, created if missing. Empty: `$CACHE_DIRECTORY`, else the system's temporary directory. It needs room for the snapshots under way.",
+    ),
     sweeper: key(
       'sweeper',
       object({
-        enabled: key('enabled', bool()),
-        retentionDays: key('retention_days', float({ default: 370 })),
-        intervalMs: key('interval', duration({ default: 6 * HOUR })),
-        firstIntervalMs: key('first_interval', duration({ default: 10 * MINUTE })),
-        lockDurationMs: key('lock_duration', duration({ default: 50 })),
-        releaseDurationMs: key('release_duration', duration({ default: 50 })),
-        retentionLoadCutoffDurationMs: key('retention_load_cutoff_duration', duration()),
+        enabled: key('enabled', bool(), 'Run it.'),
+        retentionDays: key(
+          'retention_days',
+          float({ default: 370 }),
+          'Days that deletions are kept; longer than any instance may be down.',
+        ),
+        intervalMs: key('interval', duration({ default: 6 * HOUR }), 'The time between two runs.'),
+        firstIntervalMs: key(
+          'first_interval',
+          duration({ default: 10 * MINUTE }),
+          'The time from the start to the first run.',
+        ),
+        lockDurationMs: key(
+          'lock_duration',
+          duration({ default: 50 }),
+          'How long it holds the write lock at once.',
+        ),
+        releaseDurationMs: key(
+          'release_duration',
+          duration({ default: 50 }),
+          'The time between two of those.',
+        ),
+        retentionLoadCutoffDurationMs: key(
+          'retention_load_cutoff_duration',
+          duration(),
+          'Deletions in snapshots that are nearer than this to the end of the retention are not loaded; 0: a hundredth of the retention.',
+        ),
       }),
     ),
     storage: key(
       'storage',
       object({
-        type: key('type', str()),
-        options: key('options', later()),
-        rootPath: key('root_path', deprecated(str())),
+        type: key(
+          'type',
+          str(),
+          'Required by all commands that use the storage: `fs`, `s3`, or `memory` (for tests: gone with the process). `azure`: _not built yet_.',
+        ),
+        options: key('options', later(), 'What the type needs, see below.'),
+        rootPath: key('root_path', deprecated(str()), 'Deprecated: the same as `storage.options.root_path`.'),
         cleanup: key(
           'cleanup',
           object({
-            enabled: key('enabled', bool()),
-            intervalMs: key('interval', duration({ default: 5 * MINUTE })),
-            mustKeepIntervalMs: key('must_keep_interval', duration({ default: 10 * MINUTE })),
+            enabled: key(
+              'enabled',
+              bool(),
+              'Remove snapshots that newer ones replace. _Not built yet_ (`receive` never cleans).',
+            ),
+            intervalMs: key('interval', duration({ default: 5 * MINUTE }), 'The time between two cleanings.'),
+            mustKeepIntervalMs: key(
+              'must_keep_interval',
+              duration({ default: 10 * MINUTE }),
+              'Younger snapshots stay.',
+            ),
             removeOldInstancesIntervalMs: key(
               'remove_old_instances_interval',
               duration({ default: 168 * HOUR }),
+              'The last snapshot of an instance stays for that long.',
             ),
           }),
         ),
       }),
     ),
-    http: key('http', object({ address: key('address', str({ check: addressProblem })) })),
+    http: key(
+      'http',
+      object({
+        address: key(
+          'address',
+          str({ check: addressProblem }),
+          '`host:port`, `[ipv6]:port` or `:port` for the status page, `/healthz`, `/metrics` and `/storage`. Empty: no server. There is no login, so keep it off public addresses.',
+        ),
+      }),
+    ),
     log: key(
       'log',
       object({
         level: key(
           'level',
           oneOf(LOG_LEVELS, { default: 'info', ignoreCase: true, aliases: LOG_LEVEL_ALIASES }),
+          'What is less grave is not logged. The flags `--log-level` and `--debug` win.',
         ),
-        format: key('format', oneOf(LOG_FORMATS, { default: 'human' })),
-        timestamp: key('timestamp', oneOf(LOG_TIMESTAMPS, { default: 'short', aliases: { '': 'short' } })),
+        format: key('format', oneOf(LOG_FORMATS, { default: 'human' }), 'The flag `--log-format` wins.'),
+        timestamp: key(
+          'timestamp',
+          oneOf(LOG_TIMESTAMPS, { default: 'short', aliases: { '': 'short' } }),
+          'How lines begin. The flag `--log-timestamp` wins.',
+        ),
       }),
     ),
     health: key(
       'health',
       object({
-        storageList: key('storage_list', object(trackerFields(5 * SECOND))),
-        storageLoad: key('storage_load', object(trackerFields(5 * SECOND))),
-        storageStore: key('storage_store', object(trackerFields(5 * SECOND))),
+        storageList: key(
+          'storage_list',
+          object(trackerFields(5 * SECOND, 'Trouble with listing the storage')),
+        ),
+        storageLoad: key('storage_load', object(trackerFields(5 * SECOND, 'Trouble with loading snapshots'))),
+        storageStore: key(
+          'storage_store',
+          object(trackerFields(5 * SECOND, 'Trouble with storing snapshots')),
+        ),
         start: key(
           'start',
           object({
-            ...trackerFields(SECOND),
-            reportHealthz: key('report_healthz', bool()),
-            reportMetadata: key('report_metadata', bool({ default: true })),
+            ...trackerFields(SECOND, 'A start, until all that was in the storage is merged,'),
+            reportHealthz: key('report_healthz', bool(), 'The start is a check of `/healthz`.'),
+            reportMetadata: key(
+              'report_metadata',
+              bool({ default: true }),
+              'The metadata of `/healthz` tell whether the start is over (`startup_NAME`).',
+            ),
           }),
         ),
       }),
@@ -275,7 +415,7 @@ export function loadConfig(from: {
 export function parseConfig(text: string, file: string, overrides: ConfigOverrides = {}): LoadedConfig {
   const source = Source.parse(text, file);
   const values = source.root === null ? [] : [source.root];
-  const decoded = table.read(values, new Place(source, '', null));
+  const decoded = configTable.read(values, new Place(source, '', null));
   source.throwComplaints();
   const warnings = [...source.warnings];
   const { storage, log, ...rest } = decoded;
@@ -290,8 +430,13 @@ export function parseConfig(text: string, file: string, overrides: ConfigOverrid
     storage: { ...storageRest, options },
     log: { ...log, ...overrides.log },
   } satisfies Config;
-  const shown: Decoded<typeof table> = { ...config, storage: { ...config.storage, rootPath: '' } };
-  return { config, warnings, secrets: secretsOf(options), effective: () => toYaml(table.encode(shown)) };
+  const shown: Decoded<typeof configTable> = { ...config, storage: { ...config.storage, rootPath: '' } };
+  return {
+    config,
+    warnings,
+    secrets: secretsOf(options),
+    effective: () => toYaml(configTable.encode(shown)),
+  };
 }
 
 function readText(file: string): string {

@@ -59,7 +59,16 @@ const backends: Readonly<Record<string, Opener>> = {
   },
 };
 
-const fsOptions = object({ rootPath: key('root_path', str({ required: true })) });
+const fsOptions = object({
+  rootPath: key(
+    'root_path',
+    str({ required: true }),
+    'The directory that holds the snapshots, created if missing; usually a network mount.',
+  ),
+});
+
+/** What stands under `storage.options`, by type. */
+export const storageOptions = { fs: fsOptions, s3: s3Options } as const;
 
 /** Backends of Lightning Stream that configurations may name. */
 const notBuilt: readonly string[] = ['azure'];
