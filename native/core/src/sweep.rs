@@ -26,8 +26,6 @@ const PLAN_CHECK_EVERY: u64 = 1000;
 const SLICE_CHECK_EVERY: u64 = 64;
 /// So many are deleted whatever the commit may take: else a slow disk would end each slice at once.
 const MIN_SLICE: u64 = 1000;
-/// A slice of fewer that does not fit into the map either is an error.
-const MIN_SLICE_IN_FULL_MAP: u64 = 16;
 /// The least time between two slices: the lock is not fair, and whoever waits for it has to wake up first.
 const MIN_RELEASE: Duration = Duration::from_millis(1);
 /// An abort is seen after at most this while waiting.
@@ -271,10 +269,10 @@ impl Sweep<'_> {
                     if self.env.adopt_map_size()? {
                         continue;
                     }
-                    if tried < MIN_SLICE_IN_FULL_MAP {
+                    if tried <= 1 {
                         return Err(self.explain(e).in_dbi(name));
                     }
-                    self.most = tried / 4;
+                    self.most = (tried / 4).max(1);
                 }
                 Err(e) => return Err(e.in_dbi(name)),
             }
@@ -303,7 +301,7 @@ impl Sweep<'_> {
             if let Some(stored) = cursor.find(key, false)? {
                 let native = header::parse(stored).map_err(|e| e.at_key(key))?;
                 if self.is_stale(&native) {
-                    cursor.delete()?;
+                    cursor.delete(key, &[])?;
                     removed += 1;
                 } else {
                     kept.0 += 1;
