@@ -20,6 +20,8 @@ export interface Io {
 export interface Output {
   write(chunk: string | Uint8Array, done?: (error?: Error | null) => void): unknown;
   readonly isTTY?: boolean;
+  /** The descriptor behind it, if there is one. */
+  readonly fd?: number;
 }
 
 /** Resolves when the stream took it. */

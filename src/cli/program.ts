@@ -104,14 +104,15 @@ export function createProgram(runner: Runner): Command {
 
   const snapshots = program
     .command('snapshots')
-    .description('list, get, put and remove snapshots in the storage');
+    .description('list, get, put, remove and show snapshots in the storage');
   snapshots
     .command('list')
     .description('list the names of all snapshots')
     .option('-p, --prefix <text>', 'only names that begin like this', '')
     .option('-l, --long', 'with sizes in bytes')
     .option('-t, --time', 'sort by time instead of name')
-    .action((options: { prefix: string; long?: true; time?: true }) =>
+    .option('--json', 'as JSON, an object per line')
+    .action((options: { prefix: string; long?: true; time?: true; json?: true }) =>
       runner.configured(async (session) => (await import('./snapshots.ts')).list(session, options)),
     );
   snapshots
@@ -127,7 +128,7 @@ export function createProgram(runner: Runner): Command {
     .description('upload a snapshot')
     .argument('<file>', 'the local file')
     .option('-n, --name <name>', 'name in the storage (default: the file’s name)')
-    .option('--force', 'also with a name that is no snapshot’s: nobody will load it')
+    .option('--force', 'also with a name or content that is no snapshot’s: nobody will load it')
     .action((file: string, options: { name?: string; force?: true }) =>
       runner.configured(async (session) => (await import('./snapshots.ts')).put(session, file, options)),
     );
@@ -139,10 +140,39 @@ export function createProgram(runner: Runner): Command {
       runner.configured(async (session) => (await import('./snapshots.ts')).remove(session, name)),
     );
 
+  snapshots
+    .command('dump')
+    .description('show what is in a snapshot')
+    .argument('<name>', 'its name in the storage')
+    .option('-d, --dbi <name>', 'only the DBI of this name')
+    .addOption(
+      new Option('-f, --format <format>', 'debug or text, which are the same')
+        .default('debug')
+        .argParser((text) => oneOf(text, ['debug', 'text'])),
+    )
+    .option('-l, --local', 'the name is that of a local file')
+    .addOption(new Option('--json', 'as JSON, an object per line').conflicts('format'))
+    .action((name: string, options: { dbi?: string; local?: true; json?: true }) =>
+      runner.configured(async (session) => (await import('./dump.ts')).dumpSnapshot(session, name, options)),
+    );
+
+  program
+    .command('dump')
+    .description('show what is in the LMDBs')
+    .option('-H, --hide', 'leave out the DBIs that are Lightning Stream’s own')
+    .option('-n, --name <name>', 'only this LMDB')
+    .option('--json', 'as JSON, an object per line')
+    .action((options: { hide?: true; name?: string; json?: true }) =>
+      runner.configured(async (session) => (await import('./dump.ts')).dump(session, options)),
+    );
+
   program
     .command('stats')
     .description('show statistics of the LMDBs')
-    .action(() => runner.configured(async (session) => (await import('./stats.ts')).stats(session)));
+    .option('--json', 'as JSON, an object per line')
+    .action((options: { json?: true }) =>
+      runner.configured(async (session) => (await import('./stats.ts')).stats(session, options)),
+    );
 
   program
     .command('version')

@@ -144,7 +144,7 @@ async function report(
   // Commander has already said it; asking for help is no error.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
   // Whoever read our output has seen enough.
-  if (isSystemError(error) && error.code === 'EPIPE') return EXIT.error;
+  if (isExpected(error) && (error as { code?: unknown }).code === 'EPIPE') return EXIT.error;
   const lines = error instanceof ConfigError ? error.complaints : [oneLine(error)];
   const stack = debug && !isExpected(error) && error instanceof Error ? `${error.stack ?? ''}\n` : '';
   try {

@@ -1,17 +1,26 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { UsageError } from '../errors.ts';
+import { errorMessage, LightningStreamError, UsageError } from '../errors.ts';
 import { parseSnapshotName } from '../snapshot/name.ts';
+import { download, withDownload } from './download.ts';
 import { print } from './io.ts';
+import { type ProgressOption, withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 import { withStorage } from './storage.ts';
+
+/** A snapshot that asks for more is refused by every reader known (snapshot format, compatVersion). */
+const MAX_COMPAT_VERSION = 3;
 
 /** `snapshots list` */
 export async function list(
   session: Session,
-  options: { readonly prefix: string; readonly long?: true; readonly time?: true },
+  options: {
+    readonly prefix: string;
+    readonly long?: true;
+    readonly time?: true;
+    readonly json?: true;
+  },
 ): Promise<number> {
   const objects = await withStorage(session, (storage) => storage.list(options.prefix, session));
   const timeOf = (name: string): bigint | undefined => parseSnapshotName(name)?.timestampNano;
@@ -21,10 +30,35 @@ export async function list(
       ? objects.toSorted((a, b) => compareTimes(timeOf(a.name), timeOf(b.name)))
       : objects;
   const lines = sorted.map(({ name, sizeBytes }) =>
-    options.long === true ? `${String(sizeBytes).padStart(12)}\t${name}\n` : `${name}\n`,
+    options.json === true
+      ? `${JSON.stringify(listedJson(name, sizeBytes))}\n`
+      : options.long === true
+        ? `${String(sizeBytes).padStart(12)}\t${name}\n`
+        : `${name}\n`,
   );
   await print(session.io.stdout, lines.join(''));
   return 0;
+}
+
+/** See docs/json.md. */
+function listedJson(name: string, sizeBytes: number): Record<string, unknown> {
+  const parts = parseSnapshotName(name);
+  if (parts === undefined) return { name, sizeBytes, snapshot: null };
+  const { database, instance, timestamp, timestampNano, generation, extras } = parts;
+  const [, year, month, day, hour, minute, second, nanos] =
+    /^(....)(..)(..)-(..)(..)(..)-(.*)$/.exec(timestamp) ?? [];
+  return {
+    name,
+    sizeBytes,
+    snapshot: {
+      db: database,
+      instance,
+      timestamp: `${year}-${month}-${day}T${hour}:${minute}:${second}.${nanos}Z`,
+      timestampNano: String(timestampNano),
+      generation,
+      extras,
+    },
+  };
 }
 
 /** Names without a time come first. */
@@ -45,32 +79,18 @@ export async function get(
   }
   const toStdout = output === '-' || output === '/dev/stdout';
   if (toStdout && session.io.stdout.isTTY === true) {
-    throw new UsageError(
+    throw new LightningStreamError(
+      'TERMINAL',
       'a snapshot is binary data and not for a terminal: use -o FILE or redirect the output',
     );
   }
-  await withStorage(session, async (storage) => {
-    if (!toStdout) {
-      await storage.load(name, output, session);
-      return;
-    }
-    const { Spool } = await import('../snapshot/spool.ts');
-    const { loadNative } = await import('../native/index.ts');
-    const spool = Spool.open({
-      configured: session.config.spoolDir,
-      cacheDirectory: session.io.env['CACHE_DIRECTORY'],
-      temporaryDirectory: tmpdir(),
-      tryLock: (lockPath) => loadNative().tryLock(lockPath),
-      logger: session.logger,
-    });
-    try {
-      const file = spool.pathFor(name);
-      await storage.load(name, file, session);
-      for await (const chunk of createReadStream(file, { signal: session.signal }))
-        await print(session.io.stdout, chunk as Uint8Array);
-    } finally {
-      await spool.close();
-    }
+  if (!toStdout) {
+    await withStorage(session, (storage) => download(session, storage, name, output));
+    return 0;
+  }
+  await withDownload(session, name, async (file) => {
+    for await (const chunk of createReadStream(file, { signal: session.signal }))
+      await print(session.io.stdout, chunk as Uint8Array);
   });
   return 0;
 }
@@ -91,8 +111,31 @@ export async function put(
     session.logger.warning('This is no name of a snapshot: no instance will load it', { name });
   }
   if (!(await stat(file)).isFile()) throw new UsageError(`${file} is not a regular file`);
+  if (options.force !== true) await checkContent(session, file);
   await withStorage(session, (storage) => storage.store(name, file, session));
   return 0;
+}
+
+/** Every instance would load what is stored, and call it corrupt. */
+async function checkContent(session: Session, file: string): Promise<void> {
+  const { loadNative } = await import('../native/index.ts');
+  const refuse = (why: string, cause?: unknown): never => {
+    const text = `${file} is no snapshot that an instance could merge: ${why}; --force stores it all the same`;
+    throw new LightningStreamError('SNAPSHOT_REFUSED', text, { cause });
+  };
+  const inspect = (progress: ProgressOption) =>
+    loadNative().inspectSnapshot(file, { signal: session.signal, ...progress });
+  let inspected;
+  try {
+    inspected = await withProgress(session.io, 'check', inspect);
+  } catch (error) {
+    const code = error instanceof LightningStreamError ? error.code : '';
+    if (code === 'SNAPSHOT_CORRUPT' || code === 'SNAPSHOT_REFUSED') refuse(errorMessage(error), error);
+    throw error;
+  }
+  const { formatVersion, compatVersion } = inspected;
+  if (formatVersion === 0) refuse('it has no format version');
+  if (compatVersion > MAX_COMPAT_VERSION) refuse(`it needs readers of version ${compatVersion}`);
 }
 
 /** `snapshots remove` */

@@ -1,20 +1,23 @@
-import { humanSize } from '../config/units.ts';
+import { formatDbiFlags, humanSize } from '../config/units.ts';
 import type { EnvironmentStats } from '../native/types.ts';
 import { errorMessage } from '../errors.ts';
 import { print } from './io.ts';
 import type { Session } from './session.ts';
 
 /** `stats`: as much as can be read; 1 when an LMDB could not be. */
-export async function stats(session: Session): Promise<number> {
+export async function stats(session: Session, options: { readonly json?: true } = {}): Promise<number> {
   const { loadNative } = await import('../native/index.ts');
   const native = loadNative();
   let exitCode = 0;
   for (const [name, lmdb] of [...session.config.lmdbs].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
     try {
       // A look must not bring an LMDB into being.
-      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, create: false });
+      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, readOnly: true });
       try {
-        await print(session.io.stdout, formatStats(name, await environment.stats()));
+        const found = await environment.stats();
+        const text =
+          options.json === true ? formatStatsJson(name, lmdb.path, found) : formatStats(name, found);
+        await print(session.io.stdout, text);
       } finally {
         await environment.close();
       }
@@ -39,4 +42,31 @@ export function formatStats(name: string, { info, dbis, usedBytes }: Environment
     `Total Used: ${humanSize(usedBytes)} / ${humanSize(info.mapSizeBytes)} (~ ${usedPercent.toFixed(1)} %)`,
   ];
   return lines.map((line) => `${name}: ${line}\n`).join('');
+}
+
+/** One line; see docs/json.md. */
+export function formatStatsJson(name: string, path: string, stats: EnvironmentStats): string {
+  const { info, dbis, usedBytes } = stats;
+  return `${JSON.stringify({
+    db: name,
+    path,
+    mapSizeBytes: info.mapSizeBytes,
+    fileSizeBytes: info.fileSizeBytes,
+    usedBytes,
+    pageSizeBytes: info.pageSizeBytes,
+    lastPage: info.lastPage,
+    lastTxnId: String(info.lastTransactionId),
+    maxReaders: info.maxReaders,
+    readers: info.readers,
+    dbis: dbis.map(({ name: dbi, flags, ...counts }) => ({
+      dbi,
+      flags: formatDbiFlags(flags).split('|').filter(Boolean),
+      depth: counts.depth,
+      branchPages: counts.branchPages,
+      leafPages: counts.leafPages,
+      overflowPages: counts.overflowPages,
+      entries: counts.entries,
+      usedBytes: counts.usedBytes,
+    })),
+  })}\n`;
 }

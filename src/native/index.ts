@@ -6,16 +6,27 @@ import { LightningStreamError } from '../errors.ts';
 import type {
   CaptureOptions,
   CaptureResult,
+  DropShadowResult,
+  DumpOptions,
+  DumpResult,
   Environment,
   EnvironmentInfo,
   EnvironmentOptions,
   EnvironmentStats,
+  FixDuplicateDomainsOptions,
+  FixDuplicateDomainsResult,
   MergeOptions,
   MergeResult,
+  MigrateTimestampsOptions,
+  MigrateTimestampsResult,
+  ModeDoubt,
   Native,
   Progress,
   PublishOptions,
   PublishResult,
+  SweepOptions,
+  SweepResult,
+  SyncMode,
 } from './types.ts';
 
 export type * from './types.ts';
@@ -59,12 +70,20 @@ export function loadNative(): Native {
     addonVersion: addon.addonVersion(),
     openEnvironment: (environmentPath, options) => new NativeEnvironment(addon, environmentPath, options),
     tryLock: (lockPath) => synchronous(() => addon.tryLock(lockPath)) ?? undefined,
+    lmdbUsers: (environmentPath, { noSubdir }) =>
+      synchronous(() => addon.lmdbUsers(environmentPath, noSubdir)),
     inspectSnapshot: async (snapshotPath, options = {}) => {
       const work = new addon.Work();
       const { meta, ...sizes } = await abortable(work, options, () =>
         addon.inspectSnapshot(snapshotPath, work),
       );
       return { ...meta, ...sizes };
+    },
+    dumpSnapshot: async (snapshotPath, options) => {
+      const { name, dbi, nowNano } = options;
+      const request = { path: snapshotPath, name, dbi, json: options.format === 'json', nowNano };
+      const work = new addon.Work();
+      return await abortable<DumpResult>(work, options, () => addon.dumpSnapshot(request, work));
     },
   };
 }
@@ -96,6 +115,12 @@ class NativeEnvironment implements Environment {
 
   checkReaders(): number {
     return this.#handle.checkReaders();
+  }
+
+  async checkMode(mode: SyncMode, nowNano: bigint): Promise<ModeDoubt | null> {
+    return unwrap<ModeDoubt | null>(
+      (await this.#handle.checkMode(mode === 'native', nowNano)) as Outcome<ModeDoubt | null>,
+    );
   }
 
   async publish({
@@ -134,6 +159,42 @@ class NativeEnvironment implements Environment {
     return this.#work(options, (work) => this.#handle.capture(request, work));
   }
 
+  async sweep({ mode, onSweep, signal, ...request }: SweepOptions): Promise<SweepResult> {
+    const { failed, ...result } = await this.#work<Addon.NativeSweepResult>(
+      {
+        ...(signal && { signal }),
+        ...(onSweep && {
+          onProgress: ({ entries, bytes, totalBytes }) =>
+            onSweep({ walked: entries, cleaned: bytes, total: totalBytes }),
+        }),
+      },
+      (work) => this.#handle.sweep({ ...request, shadow: mode === 'shadow' }, work),
+    );
+    return { ...result, failed: failed === null ? undefined : nativeError(failed) };
+  }
+
+  async dropShadow(options: { readonly signal?: AbortSignal }): Promise<DropShadowResult> {
+    return this.#work(options, (work) => this.#handle.dropShadow(work));
+  }
+
+  async migrateTimestamps(options: MigrateTimestampsOptions): Promise<MigrateTimestampsResult> {
+    const { source, destination, addDeletions, ignoreMissingSource } = options;
+    const request = { source, destination, addDeletions, ignoreMissingSource };
+    return this.#work(options, (work) => this.#handle.migrateTimestamps(request, work));
+  }
+
+  async fixDuplicateDomains(options: FixDuplicateDomainsOptions): Promise<FixDuplicateDomainsResult> {
+    const { rename, nowNano } = options;
+    return this.#work(options, (work) => this.#handle.fixDuplicateDomains(rename, nowNano, work));
+  }
+
+  async dump(options: DumpOptions): Promise<DumpResult> {
+    const { database, hidePrivate, nowNano } = options;
+    const native = options.mode === 'native';
+    const request = { database, hidePrivate, native, json: options.format === 'json', nowNano };
+    return this.#work(options, (work) => this.#addon.dumpEnvironment(this.#handle, request, work));
+  }
+
   async close(): Promise<void> {
     unwrap(await this.#handle.close(this.#abandoned));
   }
@@ -158,14 +219,15 @@ interface Outcome<T> {
 }
 
 function unwrap<T>(outcome: Outcome<T>): T {
-  if (outcome.error !== null) {
-    const { code, message, dbi, key } = outcome.error;
-    throw new NativeError(code, message, {
-      ...(dbi === null ? {} : { dbi }),
-      ...(key === null ? {} : { key }),
-    });
-  }
+  if (outcome.error !== null) throw nativeError(outcome.error);
   return outcome.value as T;
+}
+
+function nativeError({ code, message, dbi, key }: Addon.Failure): NativeError {
+  return new NativeError(code, message, {
+    ...(dbi === null ? {} : { dbi }),
+    ...(key === null ? {} : { key }),
+  });
 }
 
 /** Runs a synchronous call of the addon; what it throws becomes a {@link NativeError}. */

@@ -16,6 +16,11 @@ export interface EnvironmentOptions {
   /** Bytes; 0 = what the file has, 1 GiB for a file that is created. */
   readonly mapSizeBytes: number;
   readonly maxDbs: number;
+  /**
+   * Only to look: nothing is created or written, whatever `create` says. Without a lock file none is made; should another program open the
+   * LMDB meanwhile, reading fails with `EBUSY`.
+   */
+  readonly readOnly?: boolean;
 }
 
 /** `mdb_env_info` and the file's size. */
@@ -100,6 +105,16 @@ export interface CaptureResult {
   readonly planNs: bigint;
 }
 
+/** A DBI whose values speak against the mode that the LMDB is used in. */
+export interface ModeDoubt {
+  readonly dbi: string;
+  /**
+   * `headers`: shadow mode, but its values have headers. `shadow`: native mode, but its values are those of shadow mode.
+   * `plain`: native mode, but no value in the whole LMDB has a header.
+   */
+  readonly finding: 'headers' | 'shadow' | 'plain';
+}
+
 export interface PublishOptions extends Abortable {
   /** File that receives the compressed snapshot; created or truncated, not fsynced. */
   readonly spoolPath: string;
@@ -180,6 +195,97 @@ export interface MergeResult {
   readonly meta: SnapshotMeta;
 }
 
+export interface SweepOptions extends Abortable {
+  /** Deletions older than this (ns since the epoch) are removed. */
+  readonly cutoffNano: bigint;
+  /** How long the write lock is held at once, about, ms; 0 = no limit. */
+  readonly lockDurationMs: number;
+  /** How long others have their turn after that, ms; never less than 1. */
+  readonly releaseDurationMs: number;
+  /** `shadow`: the application's DBIs have no headers, so only `_sync_shadow_*` are swept; `native`: all DBIs but `_sync*`. */
+  readonly mode: SyncMode;
+  readonly onSweep?: (progress: SweepProgress) => void;
+}
+
+/** How far a sweep is; all are counts of entries. */
+export interface SweepProgress {
+  readonly walked: number;
+  /** Deletions removed. */
+  readonly cleaned: number;
+  readonly total: number;
+}
+
+export interface SweepResult {
+  /** Entries left, deletions included. */
+  readonly entries: number;
+  /** Deletions left. */
+  readonly deleted: number;
+  /** Deletions removed. */
+  readonly cleaned: number;
+  /** Write transactions that removed something. */
+  readonly transactions: number;
+  /** The longest that the write lock was held, ms. */
+  readonly longestLockMs: number;
+  /** Why some DBI was not swept to its end: what was removed by then is counted. Undefined when all is done. */
+  readonly failed: Error | undefined;
+}
+
+export interface DropShadowResult {
+  /** What was removed, sorted by name. */
+  readonly dbis: readonly { readonly name: string; readonly entries: number }[];
+  /** Null when there was nothing to remove. */
+  readonly transactionId: bigint | null;
+}
+
+export interface MigrateTimestampsOptions extends Abortable {
+  /** DBI that has the timestamps: values with a header, or with only a timestamp of 8 bytes before them. */
+  readonly source: string;
+  /** DBI that gets them; every value has a header. */
+  readonly destination: string;
+  /** Deletions of the source whose key the destination lacks are added to it. */
+  readonly addDeletions: boolean;
+  /** A source that does not exist is no error. */
+  readonly ignoreMissingSource: boolean;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface MigrateTimestampsResult {
+  readonly sourceMissing: boolean;
+  readonly updated: number;
+  readonly addedDeletions: number;
+  /** Null when nothing had to be written. */
+  readonly transactionId: bigint | null;
+}
+
+export interface FixDuplicateDomainsOptions extends Abortable {
+  /** Else they are only found. */
+  readonly rename: boolean;
+  /** Timestamp of what is written, ns since the epoch. */
+  readonly nowNano: bigint;
+}
+
+export interface DuplicateDomain {
+  readonly domain: string;
+  /** Number of the oldest entry, which stays. */
+  readonly keptId: number;
+  readonly keptTimestampNano: bigint;
+  /** Number of this one. */
+  readonly id: number;
+  readonly timestampNano: bigint;
+  /** What it is, or would be, renamed to; null when that would be too long. */
+  readonly newName: string | null;
+}
+
+export interface FixDuplicateDomainsResult {
+  readonly duplicates: readonly DuplicateDomain[];
+  /** Domains that were renamed, now or before, and are still there. */
+  readonly renamed: readonly string[];
+  /** Live entries of the index. */
+  readonly domains: number;
+  /** Null when nothing was renamed. */
+  readonly transactionId: bigint | null;
+}
+
 /** Head of a snapshot, read without its records. */
 export interface SnapshotMeta {
   readonly formatVersion: number;
@@ -192,6 +298,35 @@ export interface SnapshotMeta {
   readonly timestampNano: bigint;
 }
 
+export interface DumpOptions extends Abortable {
+  /** Configured name, for the headings. */
+  readonly database: string;
+  /** Leave out `_sync…`. */
+  readonly hidePrivate: boolean;
+  /** `native`: every value has a header; `shadow`: those of the shadow DBIs. Only `json` takes them apart. */
+  readonly mode: SyncMode;
+  readonly format: 'text' | 'json';
+  /** The time now, ns since the epoch. */
+  readonly nowNano: bigint;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface SnapshotDumpOptions extends Abortable {
+  /** Name of the object, for people. */
+  readonly name: string;
+  /** Only the DBI of this name; null = all. */
+  readonly dbi: string | null;
+  readonly format: 'text' | 'json';
+  /** The time now, ns since the epoch. */
+  readonly nowNano: bigint;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface DumpResult {
+  readonly dbis: number;
+  readonly entries: number;
+}
+
 /** One open LMDB environment; at most one per file and process. */
 export interface Environment {
   readonly path: string;
@@ -201,11 +336,23 @@ export interface Environment {
   stats(): Promise<EnvironmentStats>;
   /** Clears the slots of dead readers; returns how many. */
   checkReaders(): number;
+  /** Looks at a few values of each DBI; null when nothing speaks against the mode. `nowNano`: ns since the epoch. */
+  checkMode(mode: SyncMode, nowNano: bigint): Promise<ModeDoubt | null>;
   /** Null when there is nothing newer than `newerThan`. */
   publish(options: PublishOptions): Promise<PublishResult | null>;
   merge(options: MergeOptions): Promise<MergeResult>;
   /** Shadow mode: brings the shadows up to date with the application's DBIs. Takes the write lock only when something differs. */
   capture(options: CaptureOptions): Promise<CaptureResult>;
+  /** Removes old deletions in short write transactions; takes the lock only when there are some. */
+  sweep(options: SweepOptions): Promise<SweepResult>;
+  /** Removes all DBIs that are private to an instance (`_sync…`), in one transaction. */
+  dropShadow(options: { readonly signal?: AbortSignal }): Promise<DropShadowResult>;
+  /** Gives records the newer timestamps that another DBI has for the same keys, in one transaction. */
+  migrateTimestamps(options: MigrateTimestampsOptions): Promise<MigrateTimestampsResult>;
+  /** Finds domains that a PowerDNS database of schema 5 has twice; renames all but the oldest of each, in one transaction. */
+  fixDuplicateDomains(options: FixDuplicateDomainsOptions): Promise<FixDuplicateDomainsResult>;
+  /** Writes the records to the process's standard output, with flat memory. Code `EPIPE` when nobody reads it any more. */
+  dump(options: DumpOptions): Promise<DumpResult>;
   /** Waits for work in progress, then closes. */
   close(): Promise<void>;
 }
@@ -221,11 +368,21 @@ export interface Native {
    * Throws an error with `code` of the system (`ENOENT`, `ENOLCK`, `EOPNOTSUPP`, …).
    */
   tryLock(path: string): { release(): void } | undefined;
+  /**
+   * Ids of the processes that have the LMDB open, without opening it; 0 for those of another pid namespace. Of those that
+   * never read only one may be seen. Throws a {@link NativeError}; code `ALREADY_OPEN` when this process has it open.
+   */
+  lmdbUsers(path: string, options: { readonly noSubdir: boolean }): readonly number[];
   /** Decodes a whole snapshot without keeping it: throws when it is corrupt. */
   inspectSnapshot(
     path: string,
-    options?: { signal?: AbortSignal },
+    options?: { signal?: AbortSignal; onProgress?: (progress: Progress) => void },
   ): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
+  /**
+   * Writes a snapshot's records to the process's standard output, with flat memory; nothing of a corrupt one. Codes `INVALID_ARGUMENT`: it
+   * has no such DBI; `EPIPE`: nobody reads the output any more.
+   */
+  dumpSnapshot(path: string, options: SnapshotDumpOptions): Promise<DumpResult>;
 }
 
 /**
