@@ -3,6 +3,7 @@ import Counter from 'prom-client/lib/counter.js';
 import Gauge from 'prom-client/lib/gauge.js';
 import Histogram from 'prom-client/lib/histogram.js';
 import Registry from 'prom-client/lib/registry.js';
+import Summary from 'prom-client/lib/summary.js';
 import type { EnvironmentStats } from '../native/types.ts';
 import { createEnvironmentCollector } from './metrics-lmdb.ts';
 import { createStorageCallMetrics, type StorageCallMetrics } from './metrics-storage.ts';
@@ -49,6 +50,24 @@ export interface Metrics {
   readonly snapshotsInStorageCount: Gauge<'lmdb'>;
   /** Bytes of those. */
   readonly snapshotsInStorageBytes: Gauge<'lmdb'>;
+
+  /** Every list call of a cleaner, failed ones included. */
+  readonly cleanerListCalls: Counter;
+  readonly cleanerListFailed: Counter;
+  /** Every delete call, failed ones included. */
+  readonly cleanerDelete: Counter<'lmdb' | 'reason'>;
+  readonly cleanerDeleteFailed: Counter;
+
+  /** Deletions that the sweeper removed. */
+  readonly sweeperCleaned: Counter<'lmdb'>;
+  /** 1 once a sweep has got to its end: the next two are from the last one. */
+  readonly sweeperStatsAvailable: Gauge<'lmdb'>;
+  /** Entries left, deletions included. */
+  readonly sweeperStatsTotalEntries: Gauge<'lmdb'>;
+  /** Deletions left. */
+  readonly sweeperStatsDeletedEntries: Gauge<'lmdb'>;
+  /** Observed when a sweep has got to its end. */
+  readonly sweeperDurationSeconds: Summary<'lmdb'>;
 
   /** How many of a {@link LimitName} may run at once. */
   readonly limit: Gauge<LimitLabels>;
@@ -193,6 +212,39 @@ export function createMetrics(options: MetricsOptions): Metrics {
       'Bytes of the snapshots in the last listing',
       perDatabase,
     ),
+
+    cleanerListCalls: counter('cleaner_list_calls_total', 'Attempts to list the storage for cleaning'),
+    cleanerListFailed: counter('cleaner_list_failed_total', 'Failed attempts to list the storage for cleaning'),
+    cleanerDelete: counter('cleaner_delete_total', 'Attempts to delete a snapshot', [
+      'lmdb',
+      'reason',
+    ] as const),
+    cleanerDeleteFailed: counter('cleaner_delete_failed_total', 'Failed attempts to delete a snapshot'),
+
+    sweeperCleaned: counter('sweeper_cleaned_total', 'Old deletions removed', perDatabase),
+    sweeperStatsAvailable: gauge(
+      'sweeper_stats_available',
+      '1 once there are figures of a complete sweep',
+      perDatabase,
+    ),
+    sweeperStatsTotalEntries: gauge(
+      'sweeper_stats_total_entries',
+      'Entries after the last sweep, deletions included',
+      perDatabase,
+    ),
+    sweeperStatsDeletedEntries: gauge(
+      'sweeper_stats_deleted_entries',
+      'Deletions after the last sweep',
+      perDatabase,
+    ),
+    sweeperDurationSeconds: new Summary({
+      name: 'lightningstream_sweeper_duration_seconds',
+      help: 'Time that complete sweeps took',
+      labelNames: [...perDatabase],
+      // Sum and count only, as the reference has it.
+      percentiles: [],
+      registers,
+    }),
 
     limit: gauge('climit_limit', 'Most tasks that may be active at once', perLimit),
     limitWaiting: gauge('climit_waiting', 'Tasks that wait to become active', perLimit),
