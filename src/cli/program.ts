@@ -1,6 +1,8 @@
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Argument, Command, InvalidArgumentError, Option } from 'commander';
+import type { ConfigError } from '../config/error.ts';
 import { parseDuration } from '../config/units.ts';
 import type { LogFormat, LogLevel, LogTimestamp } from '../config/types.ts';
+import type { Shell } from './completion.ts';
 import type { Io } from './io.ts';
 import type { Session } from './session.ts';
 
@@ -22,9 +24,16 @@ export interface GlobalOptions {
 export interface Runner {
   /** Without a configuration. */
   plain(body: (io: Io) => Promise<number>): Promise<void>;
-  /** With the configuration loaded and a logger. */
-  configured(body: (session: Session) => Promise<number>): Promise<void>;
+  /** With the configuration loaded and a logger. What is wrong with it is an error, unless `invalid` takes it. */
+  configured(
+    body: (session: Session) => Promise<number>,
+    invalid?: (io: Io, error: ConfigError) => Promise<number>,
+  ): Promise<void>;
 }
+
+const LOG_LEVELS = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const;
+const LOG_FORMATS = ['human', 'logfmt', 'json'] as const;
+const LOG_TIMESTAMPS = ['short', 'full', 'disable'] as const;
 
 /** setTimeout's longest. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1;
@@ -45,25 +54,19 @@ export function createProgram(runner: Runner): Command {
     )
     .option('--debug', 'log at level debug')
     .addOption(
-      new Option(
-        '--log-level <level>',
-        'debug, info, warning, error or fatal; instead of "log.level"',
-      ).argParser((text) =>
-        oneOf(text.toLowerCase(), ['trace', 'debug', 'info', 'warning', 'error', 'fatal'], {
-          warn: 'warning',
-          panic: 'fatal',
-        }),
-      ),
+      new Option('--log-level <level>', 'log what is at least as grave; instead of "log.level"')
+        .choices(LOG_LEVELS)
+        .argParser((text) => oneOf(text.toLowerCase(), LOG_LEVELS, { warn: 'warning', panic: 'fatal' })),
     )
     .addOption(
-      new Option('--log-format <format>', 'human, logfmt or json; instead of "log.format"').argParser(
-        (text) => oneOf(text, ['human', 'logfmt', 'json']),
-      ),
+      new Option('--log-format <format>', 'how log lines look; instead of "log.format"')
+        .choices(LOG_FORMATS)
+        .argParser((text) => oneOf(text, LOG_FORMATS)),
     )
     .addOption(
-      new Option('--log-timestamp <form>', 'short, full or disable; instead of "log.timestamp"').argParser(
-        (text) => oneOf(text, ['short', 'full', 'disable']),
-      ),
+      new Option('--log-timestamp <form>', 'how log lines begin; instead of "log.timestamp"')
+        .choices(LOG_TIMESTAMPS)
+        .argParser((text) => oneOf(text, LOG_TIMESTAMPS)),
     )
     .option(
       '--log-config',
@@ -146,9 +149,7 @@ export function createProgram(runner: Runner): Command {
     .argument('<name>', 'its name in the storage')
     .option('-d, --dbi <name>', 'only the DBI of this name')
     .addOption(
-      new Option('-f, --format <format>', 'debug or text, which are the same')
-        .default('debug')
-        .argParser((text) => oneOf(text, ['debug', 'text'])),
+      new Option('-f, --format <format>', 'both are the same').choices(['debug', 'text']).default('debug'),
     )
     .option('-l, --local', 'the name is that of a local file')
     .addOption(new Option('--json', 'as JSON, an object per line').conflicts('format'))
@@ -172,6 +173,104 @@ export function createProgram(runner: Runner): Command {
     .option('--json', 'as JSON, an object per line')
     .action((options: { json?: true }) =>
       runner.configured(async (session) => (await import('./stats.ts')).stats(session, options)),
+    );
+
+  program
+    .command('drop-shadow')
+    .summary('remove the DBIs that are Lightning Stream’s own from the LMDBs')
+    .description(
+      'Removes the DBIs whose names begin with _sync from all LMDBs: for a database that is no longer used in shadow mode. ' +
+        'They know when each record was changed and what was deleted, so what other instances changed or deleted can come ' +
+        'back in an older state if this one is used in shadow mode again.\n\n' +
+        'Stop the daemon first.',
+    )
+    .option('--json', 'as JSON, an object per line')
+    .action((options: { json?: true }) =>
+      runner.configured(async (session) => (await import('./drop-shadow.ts')).dropShadow(session, options)),
+    );
+
+  const experimental = program
+    .command('experimental')
+    .description('commands for rare cases, which may change or disappear');
+  experimental
+    .command('migrate-timestamps')
+    .summary('copy timestamps from one DBI to another')
+    .description(
+      'Gives each record of the destination the timestamp that the source has for the same key, if that is newer. Values are ' +
+        'neither compared nor copied, so nothing should be written meanwhile. All is done in one transaction, or nothing: a ' +
+        'value that is too short ends it.\n\n' +
+        'Every value of the destination needs a header. Those of the source have one as well, or only a timestamp of 8 bytes, as in ' +
+        'Lightning Stream 0.2. Keys are compared byte for byte. Both may be shadows.\n\n' +
+        'When a PowerDNS 4.7 in shadow mode becomes a 4.8, this keeps what was known of its records: migrate-timestamps -d shard ' +
+        '--src-dbi _sync_shadow_records --dst-dbi records_v5 --add-delete-entries',
+    )
+    .requiredOption('-d, --database <name>', 'the LMDB')
+    .requiredOption('--src-dbi <name>', 'the DBI that has the timestamps')
+    .requiredOption('--dst-dbi <name>', 'the DBI that gets them')
+    .option('--add-delete-entries', 'add the deletions of the source that the destination does not know')
+    .option('--ignore-src-dbi-not-present', 'do nothing if there is no such source')
+    .option('--json', 'as JSON')
+    .action((options: Parameters<typeof import('./experimental.ts').migrateTimestamps>[1]) =>
+      runner.configured(async (session) =>
+        (await import('./experimental.ts')).migrateTimestamps(session, options),
+      ),
+    );
+  experimental
+    .command('pdns-v5-fix-duplicate-domains')
+    .summary('find, and rename, domains that a PowerDNS database has twice')
+    .description(
+      'Two instances of PowerDNS 4.8 or 4.9 (schema 5) may add one domain at the same time, each under a number of its own; some ' +
+        'versions of PowerDNS then do not load it. This finds such domains.\n\n' +
+        'With --dangerous-do-rename the oldest keeps the name, and each other is renamed to NAME.dup-NUMBER.invalid, to be ' +
+        'removed with pdnsutil.',
+    )
+    .requiredOption('-d, --database <name>', 'the main LMDB of PowerDNS')
+    .option('--dangerous-do-rename', 'rename all but the oldest')
+    .option('--json', 'as JSON')
+    .action((options: Parameters<typeof import('./experimental.ts').fixDuplicateDomains>[1]) =>
+      runner.configured(async (session) =>
+        (await import('./experimental.ts')).fixDuplicateDomains(session, options),
+      ),
+    );
+
+  program
+    .command('config')
+    .description('the configuration')
+    .command('check')
+    .summary('say what is wrong with the configuration and what it names')
+    .description(
+      'Checks the file; the storage, by listing it and by storing, reading and removing a small object that no instance looks ' +
+        'at; the spool directory; the LMDBs, without creating or changing anything: that this user may read and write them, ' +
+        'their size and their mode.\n\n' +
+        'Run it as the user of the daemon. The exit code is 0 when a start would work, else 1.',
+    )
+    .option('--json', 'as JSON, an object per line')
+    .action((options: { json?: true }) =>
+      runner.configured(
+        async (session) => (await import('./check.ts')).check(session, options),
+        async (io, error) => (await import('./check.ts')).checkFailed(io, options, error),
+      ),
+    );
+
+  program
+    .command('completion')
+    .summary('print a script that teaches a shell to complete command lines')
+    .description(
+      'Prints a script that teaches a shell to complete commands, flags and file names.\n\n' +
+        'bash: source <(lightningstream completion bash), or write it to /etc/bash_completion.d/lightningstream. ' +
+        'zsh: write it to a file _lightningstream in a directory of fpath. ' +
+        'fish: write it to ~/.config/fish/completions/lightningstream.fish.',
+    )
+    .addArgument(new Argument('<shell>', 'the shell').choices(['bash', 'zsh', 'fish']))
+    .option('--no-descriptions', 'without explanations')
+    .action((shell: Shell, options: { descriptions: boolean }) =>
+      runner.plain(async (io) => {
+        const { completionScript } = await import('./completion.ts');
+        const { commandDefinitions } = await import('./definitions.ts');
+        const { print } = await import('./io.ts');
+        await print(io.stdout, completionScript(shell, commandDefinitions(program), options.descriptions));
+        return 0;
+      }),
     );
 
   program

@@ -23,12 +23,19 @@ export async function run(argv: readonly string[], io: Io): Promise<number> {
     plain: async (body) => {
       exitCode = await body(io);
     },
-    configured: async (body) => {
+    configured: async (body, invalid) => {
       const globals = program.opts<GlobalOptions>();
       const limit = timeLimit(io.signal, globals.timeout);
       try {
         const { openSession } = await import('./session.ts');
-        const session = await openSession(io, globals, limit.signal);
+        const session = await openSession(io, globals, limit.signal).catch((error: unknown) => {
+          if (invalid !== undefined && error instanceof ConfigError) return error;
+          throw error;
+        });
+        if (session instanceof ConfigError) {
+          exitCode = (await invalid?.(io, session)) ?? EXIT.error;
+          return;
+        }
         mask = (text) => session.logger.mask(text);
         const work = async (): Promise<number> => {
           const done = await elsewhere(globals, io, session.logger);

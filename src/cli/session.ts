@@ -10,6 +10,8 @@ export interface Session {
   readonly config: Config;
   /** The configuration's path, for messages that say what to change. */
   readonly configFile: string;
+  /** What is doubtful in the configuration, one line each; the log has it. */
+  readonly warnings: readonly string[];
   /** Writes to standard error. */
   readonly logger: RootLogger;
   /** Aborted by the user or by `--timeout`. */
@@ -25,7 +27,7 @@ export async function openSession(io: Io, globals: GlobalOptions, signal: AbortS
   io.onSecrets?.((text) => logger.mask(text));
   for (const warning of loaded.warnings) logger.warning(warning);
   if (globals.logConfig === true) await print(io.stdout, loaded.effective());
-  return { io, config, configFile: globals.config, logger, signal };
+  return { io, config, configFile: globals.config, warnings: loaded.warnings, logger, signal };
 }
 
 function load(io: Io, globals: GlobalOptions): LoadedConfig {

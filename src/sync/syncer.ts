@@ -729,7 +729,8 @@ export function deletedCutoffNano(sweeper: SweeperConfig, nowNano: bigint): bigi
   return cutoff > 0n ? cutoff : 0n;
 }
 
-function wrongMode(database: string, { dbi, finding }: ModeDoubt): string {
+/** What to tell about a mode that does not suit the LMDB. */
+export function wrongMode(database: string, { dbi, finding }: ModeDoubt): string {
   const key = (name: string): string => `lmdbs.${database}.${name}`;
   const option = key('schema_tracks_changes');
   switch (finding) {
