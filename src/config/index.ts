@@ -99,9 +99,13 @@ const lmdb = object(
     schemaTracksChanges: key(
       'schema_tracks_changes',
       bool(),
-      'The application writes Lightning Stream headers itself (PowerDNS 4.8 or later). `false`, shadow mode: _not built yet_.',
+      'The application writes Lightning Stream headers itself (PowerDNS 4.8 or later). `false`: it does not, and they are kept in tables of our own ([shadow mode](shadow-mode.md)). The wrong one is refused.',
     ),
-    dupsortHack: key('dupsort_hack', bool(), '_Not built yet._ Not together with `schema_tracks_changes`.'),
+    dupsortHack: key(
+      'dupsort_hack',
+      bool(),
+      'Replicate tables with `MDB_DUPSORT`, too, which are refused otherwise ([limits](shadow-mode.md#limits)). The same on all instances; not together with `schema_tracks_changes`.',
+    ),
     schemaGuard: key(
       'schema_guard',
       word<'auto' | 'off' | number>({
@@ -110,7 +114,7 @@ const lmdb = object(
         parse: (text) =>
           text === 'auto' || text === 'off' ? text : /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined,
       }),
-      'Our own key, reserved; not built yet: `auto` and `off` change nothing, the number of a schema version is refused.',
+      'Our own key. `off`: use the LMDB although its values speak against `schema_tracks_changes`. The number of a schema version is _not built yet_.',
     ),
     headerExtraPaddingBlock: key(
       'header_extra_padding_block',
@@ -256,7 +260,7 @@ export const configTable = object(
             enabled: key(
               'enabled',
               bool(),
-              'Remove snapshots that newer ones replace. _Not built yet_ (`receive` never cleans).',
+              'Remove snapshots that newer ones replace (`receive` never cleans).',
             ),
             intervalMs: key('interval', duration({ default: 5 * MINUTE }), 'The time between two cleanings.'),
             mustKeepIntervalMs: key(
