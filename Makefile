@@ -23,7 +23,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build demo demo-powerdns test check bench bench-s3 fuzz soak tools clean prerequisites node-lmdb test-servers
+.PHONY: help build demo demo-powerdns test check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,12 @@ fuzz: prerequisites ## fuzz the snapshot decoder for FUZZ_SECONDS (60) per targe
 	@cd '$(ROOT)' && FUZZ_SECONDS='$(or $(FUZZ_SECONDS),60)' exec sh build/fuzz.sh
 
 tools: $(TESTKIT) node-lmdb test-servers ## what only the tests need: S3 servers (with Go), PowerDNS, node-lmdb; minutes, once
+
+docs: $(INSTALLED) ## the tables of docs/configuration.md and docs/commands.md, from what the program parses with
+	@cd '$(ROOT)' && exec '$(NODE)' build/reference.ts
+
+man: $(INSTALLED) ## the manual pages, into dist/man
+	@cd '$(ROOT)' && exec '$(NODE)' build/manual.ts dist/man
 
 clean: ## removes everything that was built (downloaded packages stay)
 	rm -rf '$(ROOT)/dist' '$(ROOT)/.cache' '$(ADDON)'

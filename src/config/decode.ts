@@ -257,7 +257,8 @@ function parseNumber({ text, quoted }: Text): number | undefined {
 
 function limited(type: string, { min, max }: RangeOptions, format: (value: number) => string): string {
   const limits = [
-    ...(min === undefined ? [] : [`at least ${format(min)}`]),
+    // That a number is not negative goes without saying.
+    ...(min === undefined || min === 0 ? [] : [`at least ${format(min)}`]),
     ...(max === undefined ? [] : [`at most ${format(max)}`]),
   ];
   return [type, ...limits].join(', ');

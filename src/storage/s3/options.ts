@@ -75,16 +75,16 @@ export const s3Options = object(
     tls: key(
       'tls',
       object({
-        ca: key('ca', str(), 'The same as text. A file wins, here and below.'),
+        ca: key('ca', str(), 'What would be in `ca_file`. A file wins, here and below.'),
         caFile: key(
           'ca_file',
           str(),
           "File with the certificates (PEM) of the authorities that may have signed the server's; instead of the known ones.",
         ),
         addSystemCaPool: key('add_system_ca_pool', bool(), 'Trust the known authorities, too.'),
-        cert: key('cert', str(), 'The same as text.'),
+        cert: key('cert', str(), 'What would be in `cert_file`.'),
         certFile: key('cert_file', str(), 'With `key_file`: a client certificate (PEM).'),
-        key: key('key', str({ secret: true }), 'The same as text.'),
+        key: key('key', str({ secret: true }), 'What would be in `key_file`.'),
         keyFile: key('key_file', str(), 'The key of `cert_file` (PEM).'),
         watchCerts: key(
           'watch_certs',
