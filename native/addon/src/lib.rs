@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lightningstream_core::lmdb::{self, DbiStat, EnvOptions};
 use lightningstream_core::merge::{MergeOptions, Merged, merge};
-use lightningstream_core::publish::{Published, publish};
+use lightningstream_core::publish::{Published, publish, publish_shadow};
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::snapshot::decode::Index;
 use lightningstream_core::{Cancel, Code, Error, inspect};
@@ -179,6 +179,13 @@ macro_rules! outcome {
     };
 }
 
+mod capture;
+mod dump;
+mod mode;
+mod sweep;
+mod upkeep;
+mod verify;
+
 /// Options of an environment.
 #[napi(object)]
 pub struct NativeEnvironmentOptions {
@@ -194,6 +201,8 @@ pub struct NativeEnvironmentOptions {
     pub map_size_bytes: f64,
     /// Most named DBIs.
     pub max_dbs: u32,
+    /// Only to look.
+    pub read_only: Option<bool>,
 }
 
 /// `mdb_env_info` and sizes.
@@ -300,6 +309,10 @@ pub struct PublishRequest {
     pub earliest_nano: BigInt,
     /// Nothing is written unless a later transaction is visible.
     pub newer_than: BigInt,
+    /// The application's DBIs have no headers.
+    pub shadow: bool,
+    /// DBIs with MDB_DUPSORT travel.
+    pub dupsort_hack: bool,
 }
 
 /// Milliseconds of the steps of a publish.
@@ -326,6 +339,12 @@ pub struct NativePublishResult {
     pub entries: f64,
     /// Those flagged deleted.
     pub deleted: f64,
+    /// Digest of all entries.
+    pub digest_all: String,
+    /// Digest without deletions.
+    pub digest_live: String,
+    /// What was captured before.
+    pub captured: capture::NativeCounts,
     /// Uncompressed size.
     pub bytes: f64,
     /// Compressed size.
@@ -340,8 +359,11 @@ impl From<Published> for NativePublishResult {
             transaction_id: published.txn_id.into(),
             timestamp_nano: published.timestamp.into(),
             dbis: published.dbis as f64,
-            entries: published.entries as f64,
-            deleted: published.deleted as f64,
+            entries: published.content.entries as f64,
+            deleted: published.content.deleted as f64,
+            digest_all: published.content.all.to_string(),
+            digest_live: published.content.live().to_string(),
+            captured: published.captured.into(),
             bytes: published.bytes as f64,
             compressed_bytes: published.compressed_bytes as f64,
             durations: NativePublishDurations {
@@ -364,6 +386,12 @@ pub struct MergeRequest {
     pub create_flags: HashMap<String, u32>,
     /// Write an extension block.
     pub header_extra_padding_block: bool,
+    /// The application's DBIs have no headers.
+    pub shadow: bool,
+    /// DBIs with MDB_DUPSORT travel.
+    pub dupsort_hack: bool,
+    /// The time of the call, ns since the epoch; for what is captured.
+    pub capture_nano: BigInt,
 }
 
 /// Head of a snapshot.
@@ -417,6 +445,8 @@ pub struct NativeMergeResult {
     pub updated: f64,
     /// All others.
     pub skipped: f64,
+    /// What was captured before.
+    pub captured: capture::NativeCounts,
     /// DBIs created.
     pub created_dbis: Vec<String>,
     /// Private DBIs ignored.
@@ -440,6 +470,7 @@ impl From<Merged> for NativeMergeResult {
             added: merged.added as f64,
             updated: merged.updated as f64,
             skipped: (merged.entries - merged.added - merged.updated) as f64,
+            captured: merged.captured.into(),
             created_dbis: merged.created,
             ignored_dbis: merged.ignored,
             write_lock_ns: nanoseconds(merged.write_lock),
@@ -536,6 +567,7 @@ impl NativeEnvironment {
             file_mode: options.file_mask,
             map_bytes: options.map_size_bytes as usize,
             max_dbs: options.max_dbs,
+            read_only: options.read_only.unwrap_or(false),
         };
         let env = lmdb::Environment::open(Path::new(&path), options).map_err(thrown)?;
         Ok(Self { env, busy: Arc::default() })
@@ -597,7 +629,12 @@ impl NativeEnvironment {
                 let _busy = busy;
                 lmdb::give_way();
                 let time = || now.saturating_add(nanos(called.elapsed())).max(earliest);
-                let published = publish(&lmdb, &path, meta, newer_than, time, cancel);
+                let published = if request.shadow {
+                    let shadow = capture::shadow(now, called, request.dupsort_hack);
+                    publish_shadow(&lmdb, &path, meta, newer_than, shadow, time, cancel)
+                } else {
+                    publish(&lmdb, &path, meta, newer_than, time, cancel)
+                };
                 lmdb::trim_heap();
                 published
             },
@@ -611,7 +648,7 @@ impl NativeEnvironment {
     /// Merges a snapshot file.
     #[napi(catch_unwind, ts_return_type = "Promise<MergeOutcome>")]
     pub fn merge<'env>(&self, env: &'env Env, request: MergeRequest, work: &Work) -> napi::Result<Object<'env>> {
-        let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
+        let (lmdb, busy, called) = (self.env.clone(), Busy::new(&self.busy), Instant::now());
         run(
             env,
             "ls-merge",
@@ -623,6 +660,10 @@ impl NativeEnvironment {
                 options.deleted_cutoff = request.deleted_cutoff_nano.get_u64().1;
                 options.create_flags = request.create_flags.into_iter().collect::<BTreeMap<_, _>>();
                 options.padding_block = request.header_extra_padding_block;
+                if request.shadow {
+                    let nano = request.capture_nano.get_u64().1;
+                    options.shadow = Some(capture::shadow(nano, called, request.dupsort_hack));
+                }
                 let merged = merge(&lmdb, &options, cancel);
                 lmdb::trim_heap();
                 merged

@@ -7,14 +7,17 @@
 //!
 //! Either way one transaction makes all of a snapshot visible, and a snapshot that does not decode to its end leaves nothing.
 
+mod shadow;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
+use crate::dupsort;
 use crate::error::{Code, Error, Result};
-use crate::header::{self, FLAG_DELETED, SYNCED_FLAGS};
+use crate::header::{self, FLAG_DELETED, Native, SYNCED_FLAGS};
 use crate::lmdb::{Dbi, Environment, KeyOrder, MAX_KEY_BYTES, ReadCursor, WriteCursor, WriteTxn, flags};
 use crate::snapshot::Meta;
 use crate::snapshot::decode::{DbiHeader, Event, Index, Reader};
@@ -22,6 +25,11 @@ use crate::snapshot::wire::FORMAT_VERSION;
 
 /// Names of DBIs that belong to one instance and never travel.
 pub const PRIVATE_PREFIX: &str = "_sync";
+
+/// Name of an application's DBI with this in front: the shadow that keeps its headers.
+pub const SHADOW_PREFIX: &str = "_sync_shadow_";
+
+pub use shadow::{CaptureOptions, Captured, Counts, Shadow, Stamp, capture};
 
 /// Candidates kept in memory between plan and apply, bytes.
 const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
@@ -43,6 +51,8 @@ pub struct MergeOptions<'a> {
     pub create_flags: BTreeMap<String, u32>,
     /// Write one zero extension block into each header.
     pub padding_block: bool,
+    /// Given when the application's DBIs have no headers.
+    pub shadow: Option<Shadow>,
     /// Bytes of candidates to keep before streaming in the write transaction.
     pub budget_bytes: usize,
 }
@@ -56,6 +66,7 @@ impl<'a> MergeOptions<'a> {
             deleted_cutoff: 0,
             create_flags: BTreeMap::new(),
             padding_block: false,
+            shadow: None,
             budget_bytes: DEFAULT_BUDGET_BYTES,
         }
     }
@@ -74,6 +85,8 @@ pub struct Merged {
     pub added: u64,
     /// Values replaced.
     pub updated: u64,
+    /// What differed between the application's DBIs and their shadows; shadow mode only.
+    pub captured: Counts,
     /// DBIs created.
     pub created: Vec<String>,
     /// Private DBIs of the snapshot, not merged.
@@ -92,18 +105,23 @@ pub struct Merged {
     pub compat_version: u32,
 }
 
-/// Merges one snapshot into the environment, natively: every value there has a header.
+/// Merges one snapshot into the environment.
 ///
 /// # Errors
 /// [`Code::SnapshotCorrupt`] and [`Code::SnapshotRefused`] blame the snapshot, all others the local side. Nothing was written then.
 pub fn merge(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
+    persist(env, || merge_any_order(env, options, cancel))
+}
+
+/// Runs `work`, which has one write transaction, and explains why it failed.
+fn persist<T>(env: &Environment, work: impl Fn() -> Result<T>) -> Result<T> {
     let mut grown = false;
     loop {
-        match merge_any_order(env, options, cancel) {
+        match work() {
             // Another process may have raised the map size meanwhile; LMDB only notices when it must.
             Err(e) if e.code == Code::Lmdb(MDB_MAP_FULL) && !grown && env.adopt_map_size()? => grown = true,
             Err(e) => return Err(explain(env, e)),
-            Ok(merged) => return Ok(merged),
+            Ok(done) => return Ok(done),
         }
     }
 }
@@ -131,7 +149,11 @@ fn explain(env: &Environment, mut error: Error) -> Error {
 /// Fields that come late (versions after DBIs, a name after its entries) are legal and rare: then one more pass finds them first.
 fn merge_any_order(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
     let attempt = |index| {
-        Merge { env, options, cancel, index, out: Merged::default(), bytes: 0, integer_bytes: BTreeMap::new() }.run()
+        let merge = Merge::new(env, options, cancel, index);
+        match &options.shadow {
+            Some(shadow) => merge.run_shadow(*shadow),
+            None => merge.run(),
+        }
     };
     match attempt(None) {
         Ok(Some(merged)) => return Ok(merged),
@@ -170,6 +192,10 @@ enum Plan {
 }
 
 impl<'a> Merge<'a> {
+    fn new(env: &'a Environment, options: &'a MergeOptions<'a>, cancel: &'a Cancel, index: Option<Index>) -> Self {
+        Self { env, options, cancel, index, out: Merged::default(), bytes: 0, integer_bytes: BTreeMap::new() }
+    }
+
     /// `None`: begin again with an index.
     fn run(mut self) -> Result<Option<Merged>> {
         let started = Instant::now();
@@ -232,7 +258,7 @@ impl<'a> Merge<'a> {
                     };
                     let verdict = self.decide(&incoming, stored, target)?;
                     if verdict != Verdict::Keep {
-                        candidates.push(&incoming, verdict);
+                        candidates.push(&incoming, verdict == Verdict::Add);
                         if candidates.bytes > self.options.budget_bytes {
                             return Ok(Plan::Stream);
                         }
@@ -264,7 +290,8 @@ impl<'a> Merge<'a> {
             let dbi = self.open_target(&mut txn, &planned.target)?;
             let mut cursor = txn.cursor(dbi)?;
             for _ in 0..planned.entries {
-                let Some((incoming, mut verdict)) = entries.next() else { break };
+                let Some((incoming, adds)) = entries.next() else { break };
+                let mut verdict = if adds { Verdict::Add } else { Verdict::Replace };
                 if decide_again {
                     let stored = cursor.find(incoming.key, false)?;
                     verdict = self.decide(&incoming, stored, &planned.target)?;
@@ -342,11 +369,15 @@ impl<'a> Merge<'a> {
     }
 
     fn finish(&mut self, txn: WriteTxn<'_>, locked: Instant, bytes: u64) -> Result<()> {
+        let wrote = self.out.added + self.out.updated > 0 || !self.out.created.is_empty();
+        self.commit(txn, locked, wrote, bytes)
+    }
+
+    fn commit(&mut self, txn: WriteTxn<'_>, locked: Instant, wrote: bool, bytes: u64) -> Result<()> {
         self.cancel.check()?;
         let id = txn.id();
         txn.commit()?;
         self.out.write_lock = locked.elapsed();
-        let wrote = self.out.added + self.out.updated > 0 || !self.out.created.is_empty();
         // A transaction that wrote nothing leaves LastTxnID alone, and its id is used again.
         self.out.txn_id = wrote.then_some(id);
         if bytes > RELEASE_ABOVE_BYTES {
@@ -371,21 +402,28 @@ impl<'a> Merge<'a> {
                 "the snapshot needs a newer program: compatVersion {compat_version} > {FORMAT_VERSION} (formatVersion {format_version})"
             ));
         }
-        if !head.transform.is_empty() {
+        if !head.transform.is_empty() && (head.transform != dupsort::TRANSFORM || self.options.shadow.is_none()) {
+            let with = if self.options.shadow.is_none() { " with schema_tracks_changes" } else { "" };
             return refuse(format!(
-                "transform '{}' of the snapshot cannot be merged with schema_tracks_changes",
+                "transform '{}' of the snapshot cannot be merged{with}",
                 head.transform.escape_debug()
             ));
         }
         let flags = (head.flags & 0xffff) as u32;
-        if format_version >= 3 && flags & flags::DUPSORT != 0 {
-            return refuse("the snapshot's DBI has MDB_DUPSORT but no transform".into());
+        // Before version 3 the field did not exist, and flags were those of the shadow.
+        if format_version >= 3 && (flags & flags::DUPSORT != 0) == head.transform.is_empty() {
+            return refuse(if head.transform.is_empty() {
+                "the snapshot's DBI has MDB_DUPSORT but no transform".into()
+            } else {
+                format!("the snapshot's DBI has transform '{}' but no MDB_DUPSORT", dupsort::TRANSFORM)
+            });
         }
         if head.name.is_empty() || head.name.len() > MAX_KEY_BYTES || head.name.contains('\0') {
             return refuse("LMDB cannot have a DBI of that name".into());
         }
         let create_flags = self.options.create_flags.get(&head.name).copied().unwrap_or(flags);
-        Ok(Some(Target { name: head.name, create_flags, format_version, keys: KeyCheck::default() }))
+        let encoded = !head.transform.is_empty();
+        Ok(Some(Target { name: head.name, create_flags, format_version, encoded, keys: KeyCheck::default() }))
     }
 
     /// The DBI to merge into, created when it is missing.
@@ -393,6 +431,10 @@ impl<'a> Merge<'a> {
         if let Some(dbi) = txn.dbi(&target.name)? {
             return Ok(dbi);
         }
+        self.create_target(txn, target)
+    }
+
+    fn create_target(&mut self, txn: &mut WriteTxn<'_>, target: &Target) -> Result<Dbi> {
         if target.create_flags & !flags::CREATABLE != 0 {
             let text = format!("LMDB has no DBI flags 0x{:x}", target.create_flags);
             return Err(Error::refused(text).in_dbi(target.name.as_str()));
@@ -452,12 +494,14 @@ struct Target {
     name: String,
     create_flags: u32,
     format_version: u32,
+    /// Its keys are those of [`dupsort`], as the snapshot says.
+    encoded: bool,
     keys: KeyCheck,
 }
 
 /// Checks the keys of one DBI message as they come.
 #[derive(Clone, Debug)]
-struct KeyCheck {
+pub(crate) struct KeyCheck {
     order: KeyOrder,
     previous: Vec<u8>,
     /// For integer keys.
@@ -471,9 +515,14 @@ impl Default for KeyCheck {
 }
 
 impl KeyCheck {
+    /// For keys of this order; integer keys must have so many bytes, if any are there.
+    pub(crate) fn new(order: KeyOrder, integer_bytes: Option<usize>) -> Self {
+        Self { order, previous: Vec::new(), integer_bytes: integer_bytes.unwrap_or(0) }
+    }
+
     /// See [`Merge::check_key`].
     #[inline]
-    fn check(&mut self, key: &[u8]) -> Result<bool> {
+    pub(crate) fn check(&mut self, key: &[u8]) -> Result<bool> {
         if key.is_empty() || key.len() > MAX_KEY_BYTES {
             return Err(Error::refused(format!("LMDB cannot have a key of {} bytes", key.len())).at_key(key));
         }
@@ -490,7 +539,7 @@ impl KeyCheck {
 
 /// What to do with an entry of the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     /// The local value stays, byte for byte; or there is none and stays none.
     Keep,
     Add,
@@ -499,16 +548,16 @@ enum Verdict {
 
 /// An entry of the snapshot, normalised: a deletion has no value.
 #[derive(Clone, Copy, Debug)]
-struct Incoming<'a> {
-    key: &'a [u8],
-    value: &'a [u8],
-    timestamp: u64,
-    flags: u8,
+pub(crate) struct Incoming<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+    pub(crate) timestamp: u64,
+    pub(crate) flags: u8,
 }
 
 impl<'a> Incoming<'a> {
     #[inline]
-    fn new(key: &'a [u8], value: &'a [u8], timestamp: u64, flags: u32, format_version: u32) -> Self {
+    pub(crate) fn new(key: &'a [u8], value: &'a [u8], timestamp: u64, flags: u32, format_version: u32) -> Self {
         let mut flags = (flags & u32::from(SYNCED_FLAGS)) as u8;
         // Version 1 had no flags: an empty value meant deleted.
         if format_version < 2 && value.is_empty() {
@@ -518,29 +567,50 @@ impl<'a> Incoming<'a> {
         Self { key, value, timestamp, flags }
     }
 
-    fn is_deleted(&self) -> bool {
+    pub(crate) fn is_deleted(&self) -> bool {
         self.flags & FLAG_DELETED != 0
     }
 
     /// The merge rule: the later timestamp wins; among equal ones the lower value, and a deletion before a live empty value. Any set of
     /// entries has one winner, whatever the order of merging.
     #[inline]
-    fn against(&self, stored: Option<&[u8]>, deleted_cutoff: u64) -> Result<Verdict> {
+    pub(crate) fn against(&self, stored: Option<&[u8]>, deleted_cutoff: u64) -> Result<Verdict> {
         // A value of zero bytes counts as none, as for Lightning Stream.
-        let Some(stored) = stored.filter(|stored| !stored.is_empty()) else {
-            let stale = self.is_deleted() && self.timestamp < deleted_cutoff;
-            return Ok(if stale { Verdict::Keep } else { Verdict::Add });
+        let local = match stored {
+            Some(stored) if !stored.is_empty() => Some(header::parse(stored)?),
+            _ => None,
         };
-        let local = header::parse(stored)?;
+        Ok(self.against_entry(local.as_ref().map(Held::from), deleted_cutoff))
+    }
+
+    #[inline]
+    fn against_entry(&self, local: Option<Held<'_>>, deleted_cutoff: u64) -> Verdict {
+        let Some(local) = local else {
+            let stale = self.is_deleted() && self.timestamp < deleted_cutoff;
+            return if stale { Verdict::Keep } else { Verdict::Add };
+        };
         let wins = match self.timestamp.cmp(&local.timestamp) {
             Ordering::Less => false,
             Ordering::Greater => true,
-            Ordering::Equal => {
-                let local_value: &[u8] = if local.is_deleted() { &[] } else { local.value };
-                (self.value, !self.is_deleted()) < (local_value, !local.is_deleted())
-            }
+            Ordering::Equal => (self.value, !self.is_deleted()) < (local.value, !local.deleted),
         };
-        Ok(if wins { Verdict::Replace } else { Verdict::Keep })
+        if wins { Verdict::Replace } else { Verdict::Keep }
+    }
+}
+
+/// A local entry, normalised: a deletion has no value.
+#[derive(Clone, Copy, Debug)]
+struct Held<'a> {
+    timestamp: u64,
+    deleted: bool,
+    value: &'a [u8],
+}
+
+impl<'a> From<&Native<'a>> for Held<'a> {
+    #[inline]
+    fn from(native: &Native<'a>) -> Self {
+        let deleted = native.is_deleted();
+        Self { timestamp: native.timestamp, deleted, value: if deleted { &[] } else { native.value } }
     }
 }
 
@@ -583,7 +653,7 @@ struct PlannedDbi {
 }
 
 const BLOCK_BYTES: usize = 256 << 10;
-/// Key length (2), value length (4), timestamp (8), flags (1), verdict (1).
+/// Key length (2), value length (4), timestamp (8), flags (1), mark (1).
 const ENTRY_HEAD_BYTES: usize = 16;
 
 impl Candidates {
@@ -591,7 +661,17 @@ impl Candidates {
         self.dbis.push(PlannedDbi { target: target.clone(), create, entries: 0 });
     }
 
-    fn push(&mut self, entry: &Incoming<'_>, verdict: Verdict) {
+    fn clear(&mut self) {
+        // What comes next belongs to the same DBI.
+        self.dbis.drain(..self.dbis.len().saturating_sub(1));
+        self.dbis.iter_mut().for_each(|dbi| dbi.entries = 0);
+        self.blocks.clear();
+        self.bytes = 0;
+    }
+
+    /// `mark` is for the caller.
+    #[inline]
+    fn push(&mut self, entry: &Incoming<'_>, mark: bool) {
         let size = ENTRY_HEAD_BYTES + entry.key.len() + entry.value.len();
         if self.blocks.last().is_none_or(|block| block.capacity() - block.len() < size) {
             self.blocks.push(Vec::with_capacity(size.max(BLOCK_BYTES)));
@@ -601,14 +681,14 @@ impl Candidates {
         block.extend_from_slice(&(entry.key.len() as u16).to_ne_bytes());
         block.extend_from_slice(&(entry.value.len() as u32).to_ne_bytes());
         block.extend_from_slice(&entry.timestamp.to_ne_bytes());
-        block.extend_from_slice(&[entry.flags, u8::from(verdict == Verdict::Add)]);
+        block.extend_from_slice(&[entry.flags, u8::from(mark)]);
         block.extend_from_slice(entry.key);
         block.extend_from_slice(entry.value);
         dbi.entries += 1;
         self.bytes += size;
     }
 
-    fn entries(&self) -> impl Iterator<Item = (Incoming<'_>, Verdict)> {
+    fn entries(&self) -> impl Iterator<Item = (Incoming<'_>, bool)> {
         self.blocks.iter().flat_map(|block| {
             let mut rest = block.as_slice();
             std::iter::from_fn(move || {
@@ -620,8 +700,8 @@ impl Candidates {
                 let (key, tail) = tail.split_at(key_bytes);
                 let (value, tail) = tail.split_at(value_bytes);
                 rest = tail;
-                let verdict = if head[15] == 1 { Verdict::Add } else { Verdict::Replace };
-                Some((Incoming { key, value, timestamp: u64::from_ne_bytes(timestamp), flags: head[14] }, verdict))
+                let entry = Incoming { key, value, timestamp: u64::from_ne_bytes(timestamp), flags: head[14] };
+                Some((entry, head[15] == 1))
             })
         })
     }

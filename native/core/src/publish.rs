@@ -7,10 +7,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
+use crate::digest::{Content, Hasher};
+use crate::dupsort;
 use crate::error::{Code, Error, Result};
 use crate::header::{self, Native};
 use crate::lmdb::{Dbi, Environment, ReadTxn, flags};
-use crate::merge::PRIVATE_PREFIX;
+use crate::merge::{CaptureOptions, Counts, PRIVATE_PREFIX, SHADOW_PREFIX, Shadow, capture};
 use crate::snapshot::Meta;
 use crate::snapshot::encode;
 use crate::snapshot::gzip::MemberWriter;
@@ -22,16 +24,16 @@ const CHECK_EVERY: u64 = 4096;
 /// What a publish did.
 #[derive(Clone, Debug, Default)]
 pub struct Published {
-    /// Transaction that the snapshot shows.
+    /// All that was committed up to this transaction is in the snapshot.
     pub txn_id: u64,
     /// Time of the snapshot, ns since the epoch.
     pub timestamp: u64,
     /// DBIs written.
     pub dbis: u64,
-    /// Entries written.
-    pub entries: u64,
-    /// Those flagged deleted.
-    pub deleted: u64,
+    /// Entries written, those flagged deleted, and their digest.
+    pub content: Content,
+    /// What was captured before; shadow mode only.
+    pub captured: Counts,
     /// Uncompressed size.
     pub bytes: u64,
     /// Size of the file.
@@ -61,31 +63,76 @@ pub fn publish(
     now: impl FnOnce() -> u64,
     cancel: &Cancel,
 ) -> Result<Option<Published>> {
-    publish_native(env, path, meta, newer_than, now, cancel).inspect_err(|error| env.heal(error))
+    let native = || {
+        let started = Instant::now();
+        let txn = env.read_latest()?;
+        if newer_than > 0 && txn.id() <= newer_than {
+            return Ok(None);
+        }
+        let out =
+            Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
+        write(&txn, &native_dbis(&txn)?, path, meta, out, cancel).map(Some)
+    };
+    native().inspect_err(|error| env.heal(error))
 }
 
-fn publish_native(
+/// Like [`publish`], in shadow mode: captures first, and writes the shadows under the application's names. What the application commits
+/// after the capture is not in the snapshot.
+///
+/// # Errors
+/// Those of [`publish`] and [`capture`].
+pub fn publish_shadow(
     env: &Environment,
     path: &Path,
-    mut meta: Meta,
+    meta: Meta,
     newer_than: u64,
+    shadow: Shadow,
     now: impl FnOnce() -> u64,
     cancel: &Cancel,
 ) -> Result<Option<Published>> {
     let started = Instant::now();
-    let txn = env.read_latest()?;
-    if newer_than > 0 && txn.id() <= newer_than {
+    if newer_than > 0 && env.read_latest()?.id() <= newer_than {
         return Ok(None);
     }
-    let mut out = Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
+    let captured = capture(env, &CaptureOptions::new(shadow), cancel)?;
+    let dump = || {
+        let txn = env.read_latest()?;
+        let out = Published {
+            txn_id: captured.covered_txn_id,
+            timestamp: now(),
+            captured: captured.counts,
+            acquire: started.elapsed(),
+            ..Published::default()
+        };
+        write(&txn, &shadow_dbis(&txn)?, path, meta, out, cancel).map(Some)
+    };
+    dump().inspect_err(|error| env.heal(error))
+}
+
+/// Where a DBI of the snapshot comes from.
+struct Source<'t> {
+    name: &'t str,
+    /// Its values have headers.
+    dbi: Dbi,
+    flags: u32,
+    transform: &'static str,
+}
+
+fn write(
+    txn: &ReadTxn<'_>,
+    dbis: &[Source<'_>],
+    path: &Path,
+    mut meta: Meta,
+    mut out: Published,
+    cancel: &Cancel,
+) -> Result<Published> {
     meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
     meta.timestamp_nano = out.timestamp;
 
     let writing = Instant::now();
-    let dbis = dbis(&txn)?;
     let mut total = 0;
-    for (_, dbi) in &dbis {
-        total += txn.entries(*dbi)?;
+    for source in dbis {
+        total += txn.entries(source.dbi)?;
     }
     let shown = path.display().to_string();
     let file = OpenOptions::new()
@@ -96,19 +143,22 @@ fn publish_native(
         .open(path)
         .map_err(|e| Error::io(format_args!("create {shown}"), &e))?;
     let mut writer = encode::Writer::new(MemberWriter::new(&file, shown.as_str(), cancel), &meta)?;
-    for (name, dbi) in &dbis {
-        writer.begin_dbi(name, u64::from(dbi.flags), "")?;
+    let mut entries = 0u64;
+    for Source { name, dbi, flags, transform } in dbis {
+        writer.begin_dbi(name, u64::from(*flags), transform)?;
+        let mut hasher = Hasher::new(name);
         let mut cursor = txn.cursor(*dbi)?;
         while let Some((key, stored)) = cursor.next()? {
             let (value, native) = parse(key, stored).map_err(|e| e.in_dbi(*name).at_key(key))?;
             writer.entry(key, value, native.timestamp, u32::from(native.flags))?;
-            out.entries += 1;
-            out.deleted += u64::from(native.is_deleted());
-            if out.entries.is_multiple_of(CHECK_EVERY) {
+            hasher.add(key, native.timestamp, native.flags, value);
+            entries += 1;
+            if entries.is_multiple_of(CHECK_EVERY) {
                 cancel.check()?;
-                cancel.report(out.entries, out.entries, total);
+                cancel.report(entries, entries, total);
             }
         }
+        out.content += hasher.content();
     }
     let sink = writer.finish()?;
     out.dump = writing.elapsed();
@@ -118,11 +168,11 @@ fn publish_native(
     out.compressed_bytes = written.compressed_bytes;
     out.dbis = dbis.len() as u64;
     out.compress = writing.elapsed() - out.dump;
-    Ok(Some(out))
+    Ok(out)
 }
 
 /// The DBIs to be written, sorted by name.
-fn dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<(&'t str, Dbi)>> {
+fn native_dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<Source<'t>>> {
     let mut dbis = Vec::new();
     for name in txn.dbi_names().filter(|name| !name.starts_with(PRIVATE_PREFIX)) {
         let dbi = txn.dbi(name)?.ok_or_else(|| Error::new(Code::InvalidArgument, "no such DBI").in_dbi(name))?;
@@ -130,7 +180,19 @@ fn dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<(&'t str, Dbi)>> {
             let text = "the DBI has MDB_DUPSORT, which cannot be combined with schema_tracks_changes";
             return Err(Error::new(Code::DbiUnsupported, text).in_dbi(name));
         }
-        dbis.push((name, dbi));
+        dbis.push(Source { name, dbi, flags: dbi.flags, transform: "" });
+    }
+    Ok(dbis)
+}
+
+/// The shadows to be written, sorted by name; a DBI that has none yet came after the capture.
+fn shadow_dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<Source<'t>>> {
+    let mut dbis = Vec::new();
+    for name in txn.dbi_names().filter(|name| !name.starts_with(PRIVATE_PREFIX)) {
+        if let (Some(main), Some(dbi)) = (txn.dbi(name)?, txn.dbi(&format!("{SHADOW_PREFIX}{name}"))?) {
+            let transform = if main.flags & flags::DUPSORT == 0 { "" } else { dupsort::TRANSFORM };
+            dbis.push(Source { name, dbi, flags: main.flags, transform });
+        }
     }
     Ok(dbis)
 }

@@ -11,10 +11,12 @@
 mod env;
 mod order;
 mod txn;
+mod users;
 
 pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, trim_heap, version};
 pub use order::KeyOrder;
-pub use txn::{Dbi, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
+pub use users::users;
+pub use txn::{Both, CursorPair, Dbi, Lookup, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
 
 use std::ffi::CStr;
 
@@ -28,6 +30,12 @@ pub mod flags {
     pub const DUPSORT: u32 = 0x04;
     /// Keys are native unsigned integers of 4 or 8 bytes.
     pub const INTEGERKEY: u32 = 0x08;
+    /// With DUPSORT: all values have one size.
+    pub const DUPFIXED: u32 = 0x10;
+    /// With DUPFIXED: values are sorted as INTEGERKEY sorts keys.
+    pub const INTEGERDUP: u32 = 0x20;
+    /// With DUPSORT: values are compared from their end.
+    pub const REVERSEDUP: u32 = 0x40;
     /// All of them: REVERSEKEY to REVERSEDUP.
     pub const CREATABLE: u32 = 0x7e;
 }

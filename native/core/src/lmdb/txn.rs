@@ -178,6 +178,32 @@ impl RawCursor {
     }
 }
 
+impl RawCursor {
+    /// The first value of `key`, in a DBI with MDB_DUPSORT, that is not below `value`.
+    fn get_duplicate(&self, key: &[u8], value: &[u8]) -> Result<Option<Range>> {
+        let mut key = val(key);
+        // LMDB refuses to search for an empty value, and it would be the first.
+        let (mut data, op) =
+            if value.is_empty() { (empty_val(), ffi::MDB_SET_KEY) } else { (val(value), ffi::MDB_GET_BOTH_RANGE) };
+        // SAFETY: a live cursor of a live transaction; both ranges outlive the call. The key's MDB_val is not looked at afterwards.
+        let code = unsafe { ffi::mdb_cursor_get(self.ptr, &raw mut key, &raw mut data, op) };
+        match code {
+            0 => Ok(Some(Range(data))),
+            ffi::MDB_NOTFOUND => Ok(None),
+            _ => Err(error(code, "look up a value")),
+        }
+    }
+
+    /// Transaction and DBI, for the calls that take no cursor.
+    fn home(&self) -> (*mut ffi::MDB_txn, ffi::MDB_dbi) {
+        // SAFETY: a live cursor.
+        let txn = unsafe { ffi::mdb_cursor_txn(self.ptr) };
+        // SAFETY: a live cursor.
+        let dbi = unsafe { ffi::mdb_cursor_dbi(self.ptr) };
+        (txn, dbi)
+    }
+}
+
 impl Drop for RawCursor {
     fn drop(&mut self) {
         // SAFETY: opened once, closed once; the owner borrows the transaction, so that is still live (required for write transactions).
@@ -248,8 +274,7 @@ impl<'e> ReadTxn<'e> {
 
     /// A cursor before the first record.
     pub fn cursor(&self, dbi: Dbi) -> Result<ReadCursor<'_>> {
-        let raw = self.raw.cursor(dbi.handle)?;
-        Ok(ReadCursor { raw, order: dbi.order(), place: Place::Start, current: None, txn: PhantomData })
+        Ok(ReadCursor::new(self.raw.cursor(dbi.handle)?, dbi))
     }
 }
 
@@ -262,6 +287,8 @@ enum Place {
     Start,
     Record,
     End,
+    /// Wherever the last write left it.
+    Unknown,
 }
 
 /// Walks a DBI of a read transaction; what it returns lives as long as the transaction.
@@ -274,13 +301,17 @@ pub struct ReadCursor<'t> {
 }
 
 impl<'t> ReadCursor<'t> {
-    /// The next record, the first one at the start.
+    fn new(raw: RawCursor, dbi: Dbi) -> Self {
+        Self { raw, order: dbi.order(), place: Place::Start, current: None, txn: PhantomData }
+    }
+
+    /// The next record, the first one at the start. Duplicates are records of their own.
     #[inline]
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<(&'t [u8], &'t [u8])>> {
         let op = match self.place {
             Place::Start => ffi::MDB_FIRST,
-            Place::Record => ffi::MDB_NEXT,
+            Place::Record | Place::Unknown => ffi::MDB_NEXT,
             Place::End => return Ok(None),
         };
         self.stand(op, None)
@@ -289,6 +320,17 @@ impl<'t> ReadCursor<'t> {
     /// The first record whose key is not below `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<Option<(&'t [u8], &'t [u8])>> {
         self.stand(ffi::MDB_SET_RANGE, Some(key))
+    }
+
+    /// Of a DBI with MDB_DUPSORT: the record of `key` whose value is not below `value`.
+    pub fn seek_duplicate(&mut self, key: &[u8], value: &[u8]) -> Result<Option<(&'t [u8], &'t [u8])>> {
+        if self.raw.get_duplicate(key, value)?.is_some() {
+            // LMDB leaves the caller's key in place; what is returned must be its own.
+            return self.stand(ffi::MDB_GET_CURRENT, None);
+        }
+        self.current = None;
+        self.place = Place::End;
+        Ok(None)
     }
 
     #[inline]
@@ -401,23 +443,46 @@ impl<'e> WriteTxn<'e> {
         Ok(Dbi { handle, flags: self.raw.flags(handle)? })
     }
 
+    /// All DBIs, sorted by name (bytewise, as LMDB keeps them).
+    pub fn dbi_names(&self) -> impl Iterator<Item = &str> {
+        self.handles.keys().map(String::as_str)
+    }
+
     /// Number of records.
     pub fn entries(&self, dbi: Dbi) -> Result<u64> {
         Ok(self.raw.stat(dbi.handle)?.ms_entries as u64)
     }
 
-    /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
-    pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
-        Ok(WriteCursor { raw: self.raw.cursor(dbi.handle)?, order: dbi.order(), place: Place::Start, txn: PhantomData })
+    /// A cursor that only reads, before the first record. As long as it, or what it returned, is in use, nothing can be written.
+    pub fn read_cursor(&self, dbi: Dbi) -> Result<ReadCursor<'_>> {
+        Ok(ReadCursor::new(self.raw.cursor(dbi.handle)?, dbi))
     }
 
-    /// Deletes a DBI with all that is in it, and commits.
-    #[cfg(test)]
-    pub(super) fn drop_dbi(self, name: &str) {
-        let dbi = self.dbi(name).unwrap().unwrap();
-        // SAFETY: a live write transaction and a handle of it; no cursor is open, and nobody else uses the handle.
-        check(unsafe { ffi::mdb_drop(self.raw.ptr, dbi.handle, 1) }, "drop DBI").unwrap();
-        self.commit().unwrap();
+    /// Cursors over two DBIs. They borrow the transaction, so only they write.
+    pub fn cursor_pair(&mut self, first: Dbi, second: Dbi) -> Result<CursorPair<'_>> {
+        Ok(CursorPair {
+            first: WriteCursor::new(self.raw.cursor(first.handle)?, first),
+            second: WriteCursor::new(self.raw.cursor(second.handle)?, second),
+        })
+    }
+
+    /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
+    pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
+        Ok(WriteCursor::new(self.raw.cursor(dbi.handle)?, dbi))
+    }
+
+    /// Deletes a DBI with all that is in it; false when there is none. Only in a transaction that may create DBIs: liblmdb closes the handle at
+    /// once, so no other transaction may begin with it.
+    pub fn drop_dbi(&mut self, name: &str) -> Result<bool> {
+        let Some(registry) = &mut self.registry else {
+            return Err(Error::new(Code::InvalidArgument, "this transaction may not delete a DBI").in_dbi(name));
+        };
+        let Some(handle) = self.handles.remove(name) else { return Ok(false) };
+        registry.remove(name);
+        // SAFETY: a live write transaction and a handle of it; no cursor is open, as each borrows the transaction. Readers that have the
+        // handle get an error from it (lmdb.h, mdb_drop; mdb.c, TXN_DBI_CHANGED).
+        check(unsafe { ffi::mdb_drop(self.raw.ptr, handle, 1) }, "delete DBI").map_err(|e| e.in_dbi(name))?;
+        Ok(true)
     }
 
     /// Makes everything visible at once and durable. LastTxnID stays where it was when nothing was written.
@@ -440,10 +505,64 @@ pub struct WriteCursor<'t> {
 }
 
 impl WriteCursor<'_> {
+    fn new(raw: RawCursor, dbi: Dbi) -> Self {
+        Self { raw, order: dbi.order(), place: Place::Start, txn: PhantomData }
+    }
+
+    fn look_up(&mut self, lookup: Lookup<'_>) -> Result<Option<&[u8]>> {
+        match lookup {
+            Lookup::Absent => Ok(None),
+            Lookup::Key { key, ascending } => self.find(key, ascending),
+            Lookup::Duplicate { key, prefix, cut, sorted } => self.find_duplicate(key, prefix, cut, sorted),
+        }
+    }
+
+    fn find_duplicate(&mut self, key: &[u8], prefix: &[u8], cut: bool, sorted: bool) -> Result<Option<&[u8]>> {
+        self.place = Place::Unknown;
+        let mut found = self.raw.get_duplicate(key, if sorted { prefix } else { &[] })?;
+        while let Some(range) = found {
+            // SAFETY: LMDB returned this range; the borrow of the cursor that ties it ends before the next write (lmdb.h, mdb_get).
+            let value: &[u8] = unsafe { range.slice() };
+            if if cut { value.starts_with(prefix) } else { value == prefix } {
+                return Ok(Some(value));
+            }
+            if sorted {
+                break;
+            }
+            found = self.raw.get(ffi::MDB_NEXT_DUP, None)?.map(|(_, data)| data);
+        }
+        Ok(None)
+    }
+
+    /// Removes a key; of a DBI with MDB_DUPSORT only `value`. By the call that takes no cursor: liblmdb before 0.9.29 can lose its place when a
+    /// cursor deletes duplicates one by one.
+    pub fn delete(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let (txn, dbi) = self.raw.home();
+        let (mut key, mut data) = (val(key), val(value));
+        self.place = Place::Unknown;
+        // SAFETY: the live write transaction that this cursor borrows and a handle of it; both ranges outlive the call.
+        let code = unsafe { ffi::mdb_del(txn, dbi, &raw mut key, &raw mut data) };
+        check(code, "delete from LMDB")
+    }
+
+    /// Adds a value to a key of a DBI with MDB_DUPSORT; one that is there already stays.
+    ///
+    /// # Errors
+    /// `MDB_BAD_VALSIZE` for a value that the DBI cannot have (more than 511 bytes, or another size than the others of MDB_DUPFIXED).
+    pub fn put_duplicate(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let (txn, dbi) = self.raw.home();
+        let (mut key, mut data) = (val(key), val(value));
+        self.place = Place::Unknown;
+        // SAFETY: the live write transaction that this cursor borrows and a handle of it; both ranges outlive the call, LMDB copies them.
+        let code = unsafe { ffi::mdb_put(txn, dbi, &raw mut key, &raw mut data, 0) };
+        check(code, "write LMDB")
+    }
+
     /// The value of `key`; see [`ReadCursor::find`].
     pub fn find(&mut self, key: &[u8], ascending: bool) -> Result<Option<&[u8]>> {
         let mut op = match self.place {
             _ if !ascending => ffi::MDB_SET_RANGE,
+            Place::Unknown => ffi::MDB_SET_RANGE,
             Place::Start => ffi::MDB_FIRST,
             Place::Record => ffi::MDB_GET_CURRENT,
             Place::End => return Ok(None),
@@ -486,14 +605,66 @@ impl WriteCursor<'_> {
         let code = unsafe { ffi::mdb_cursor_put(self.raw.ptr, &raw mut key_val, &raw mut data, flags) };
         check(code, "write LMDB")
     }
+}
 
-    /// Deletes the record that [`WriteCursor::find`] has just found. Only for DBIs without duplicates.
-    pub fn delete(&mut self) -> Result<()> {
-        // At the end of a page the cursor stands behind the last record now: the next search begins anew.
-        self.place = Place::Start;
-        // SAFETY: a live cursor of a live write transaction; what it returned before is borrowed from `self` and so let go.
-        let code = unsafe { ffi::mdb_cursor_del(self.raw.ptr, 0) };
-        check(code, "delete from LMDB")
+/// What to look for in a DBI.
+#[derive(Clone, Copy, Debug)]
+pub enum Lookup<'k> {
+    /// Nothing: the caller knows that it is not there.
+    Absent,
+    /// A key; `ascending` as for [`ReadCursor::find`].
+    Key {
+        /// The key.
+        key: &'k [u8],
+        /// It is above the one asked for before.
+        ascending: bool,
+    },
+    /// A value of a key in a DBI with MDB_DUPSORT.
+    Duplicate {
+        /// The key.
+        key: &'k [u8],
+        /// The value, or what it begins with.
+        prefix: &'k [u8],
+        /// Which of the two.
+        cut: bool,
+        /// The DBI keeps values in bytewise order; else all of them are looked at.
+        sorted: bool,
+    },
+}
+
+/// Values of one key in both DBIs of a [`CursorPair`].
+pub type Both<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
+
+/// Two [`WriteCursor`]s of one transaction; what they return must be let go before either writes.
+pub struct CursorPair<'t> {
+    first: WriteCursor<'t>,
+    second: WriteCursor<'t>,
+}
+
+impl CursorPair<'_> {
+    /// Values of both DBIs.
+    pub fn look_up(&mut self, first: Lookup<'_>, second: Lookup<'_>) -> Result<Both<'_>> {
+        Ok((self.first.look_up(first)?, self.second.look_up(second)?))
+    }
+
+    /// Writes a record into the first DBI; see [`WriteCursor::put`].
+    pub fn put_first(&mut self, key: &[u8], value: &[u8], append: bool) -> Result<()> {
+        self.first.put(key, value, append)
+    }
+
+    /// Writes a record into the second DBI; see [`WriteCursor::put`].
+    pub fn put_second(&mut self, key: &[u8], value: &[u8], append: bool) -> Result<()> {
+        self.second.put(key, value, append)
+    }
+
+    /// See [`WriteCursor::put_duplicate`].
+    pub fn put_second_duplicate(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.second.put_duplicate(key, value)
+    }
+
+    /// See [`WriteCursor::delete`].
+    pub fn delete_second(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.second.delete(key, value)
     }
 }
 
