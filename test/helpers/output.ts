@@ -18,7 +18,7 @@ export function capture(
   };
 }
 
-function sink(chunks: Buffer[]): Output {
+export function sink(chunks: Buffer[]): Output {
   return {
     write: (chunk, done) => {
       chunks.push(Buffer.from(chunk));

@@ -6,15 +6,18 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import type { Command } from 'commander';
 import { ensureMinimumPid } from '../../src/cli/minimum-pid.ts';
 import { createProgram } from '../../src/cli/program.ts';
 import { EXIT, run } from '../../src/cli/run.ts';
+import { member, snapshot, varintField } from '../e2e/snapshot-maker.ts';
 import { recordLog } from '../helpers/log-recorder.ts';
 import { capture } from '../helpers/output.ts';
 import { launcher, tempDir, type TempDir, until } from '../helpers/process.ts';
@@ -94,7 +97,16 @@ describe('without a configuration', () => {
       'snapshots get',
       'snapshots put',
       'snapshots remove',
+      'snapshots dump',
+      'dump',
       'stats',
+      'drop-shadow',
+      'experimental',
+      'experimental migrate-timestamps',
+      'experimental pdns-v5-fix-duplicate-domains',
+      'config',
+      'config check',
+      'completion',
       'version',
     ]);
   });
@@ -203,9 +215,7 @@ describe('features that are not built yet', () => {
   };
 
   test.each([
-    ['sweeper: {enabled: true}', undefined, ['sweeper.enabled']],
     ['', '{type: azure}', ['storage.type']],
-    ['', '{type: fs, cleanup: {enabled: true}}', ['storage.cleanup.enabled']],
   ])('%s %s', async (more, storage, keys) => {
     expect(await refused(['sync'], more, storage)).toEqual({ code: 1, keys });
   });
@@ -241,17 +251,9 @@ describe('features that are not built yet', () => {
     expect(onlyA.stderr.match(/lmdbs\.[\w.]+/g)).toEqual(['lmdbs.a.schema_tracks_changes']);
   });
 
-  test('receive cleans nothing, so it does not mind', async () => {
-    await using dir = await tempDir();
-    const storage = `{type: fs, options: {root_path: ${dir.join('storage')}}, cleanup: {enabled: true}}`;
-    const { code, stderr } = await call(['-c', configure(dir, '', storage), 'receive', '--only-once']);
-    expect(code).toBe(0);
-    expect(stderr).not.toContain('not built');
-  });
-
   test('do not hinder a check of the configuration', async () => {
     await using dir = await tempDir();
-    const { code } = await call(['-c', configure(dir, 'sweeper: {enabled: true}\n'), '--log-config']);
+    const { code } = await call(['-c', configure(dir, '', '{type: azure}'), '--log-config']);
     expect(code).toBe(0);
   });
 });
@@ -259,7 +261,7 @@ describe('features that are not built yet', () => {
 describe('snapshots', () => {
   const older = 'main__b__20240101-000000-000000000__GX.pb.gz';
   const newer = 'main__a__20250101-000000-000000000__GX.pb.gz';
-  const content = Buffer.from([0x1f, 0x8b, 0, 255, 10, 13]);
+  const content = member(snapshot('records', [{ key: 'k', value: 'v' }]));
 
   test('put, list, get, remove', async () => {
     await using dir = await tempDir();
@@ -278,8 +280,24 @@ describe('snapshots', () => {
     expect((await snapshots('list', '-t')).stdout).toBe(`local\n${older}\n${newer}\n`);
     expect((await snapshots('list', '-p', 'main__a')).stdout).toBe(`${newer}\n`);
     expect((await snapshots('list', '-lt', '--prefix', 'main')).stdout).toBe(
-      `           6\t${older}\n           6\t${newer}\n`,
+      `${String(content.length).padStart(12)}\t${older}\n${String(content.length).padStart(12)}\t${newer}\n`,
     );
+    const json = (await snapshots('list', '--json')).stdout.trimEnd().split('\n');
+    expect(json.map((line) => JSON.parse(line) as unknown).slice(0, 2)).toEqual([
+      { name: 'local', sizeBytes: content.length, snapshot: null },
+      {
+        name: newer,
+        sizeBytes: content.length,
+        snapshot: {
+          db: 'main',
+          instance: 'a',
+          timestamp: '2025-01-01T00:00:00.000000000Z',
+          timestampNano: '1735689600000000000',
+          generation: 'GX',
+          extras: [],
+        },
+      },
+    ]);
 
     expect((await snapshots('get', older, '-o', dir.join('copy'))).code).toBe(0);
     expect(readFileSync(dir.join('copy'))).toEqual(content);
@@ -315,12 +333,61 @@ describe('snapshots', () => {
       expect(result.stderr).toMatch(/^lightningstream: .*\n$/);
       expect(result.stderr).toContain(text);
     };
-    await expectRefused(2, 'not for a terminal', ['get', older, '-o', '-'], true);
+    await expectRefused(1, 'not for a terminal', ['get', older, '-o', '-'], true);
     await expectRefused(2, 'say with -o', ['get', 'a/b']);
     await expectRefused(2, 'with -n NAME', ['put', dir.join('local')]);
     await expectRefused(1, 'ENOENT', ['put', dir.join('absent'), '-n', older]);
     await expectRefused(2, 'not a regular file', ['put', dir.path, '-n', older]);
+    for (const [what, bytes, text] of [
+      ['no gzip', Buffer.from('hello'), 'gzip'],
+      ['cut short', content.subarray(0, content.length - 1), 'cut short'],
+      ['no version', member(Buffer.alloc(0)), 'no format version'],
+      ['too new', member(Buffer.concat([varintField(1, 3n), varintField(4, 4n)])), 'readers of version 4'],
+      ['an entry without a key', member(snapshot('records', [{ key: '' }])), 'no key'],
+    ] as const) {
+      const bad = dir.join(what);
+      writeFileSync(bad, bytes);
+      await expectRefused(1, text, ['put', bad, '-n', older]);
+      await expectRefused(1, `${bad} is no snapshot`, ['put', bad, '-n', older]);
+    }
     expect((await call(['-c', file, 'snapshots', 'list'])).stdout).toBe('');
+    const forced = ['-c', file, 'snapshots', 'put', '--force', dir.join('no gzip'), '-n', older];
+    expect((await call(forced)).code).toBe(0);
+    expect((await call(['-c', file, 'snapshots', 'list'])).stdout).toBe(`${older}\n`);
+  });
+});
+
+test('stats --json', async () => {
+  await using dir = await tempDir();
+  const file = dir.join('ls.yaml');
+  writeFileSync(file, `lmdbs: {main: {path: ${dir.join('main.mdb')}, options: {no_subdir: true}}}\n`);
+  const golden = join(import.meta.dirname, '../golden/pdns-4.7-shadow/after1-main.mdb.gz');
+  writeFileSync(dir.join('main.mdb'), gunzipSync(readFileSync(golden)));
+  const { code, stdout } = await call(['-c', file, 'stats', '--json']);
+  expect(code).toBe(0);
+  const stats = JSON.parse(stdout) as { dbis: readonly { dbi: string }[] };
+  const shape = (object: object) => Object.keys(object).join(' ');
+  expect(shape(stats)).toBe(
+    'db path mapSizeBytes fileSizeBytes usedBytes pageSizeBytes lastPage lastTxnId maxReaders readers dbis',
+  );
+  expect(stats).toMatchObject({
+    db: 'main',
+    path: dir.join('main.mdb'),
+    mapSizeBytes: 16_777_216,
+    fileSizeBytes: statSync(dir.join('main.mdb')).size,
+    usedBytes: 18 * 4096,
+    lastPage: 26,
+    lastTxnId: '24',
+  });
+  expect(stats.dbis.find(({ dbi }) => dbi === 'domains_0')).toEqual({
+    dbi: 'domains_0',
+    flags: ['MDB_DUPSORT', 'MDB_DUPFIXED'],
+    depth: 1,
+    branchPages: 0,
+    leafPages: 1,
+    overflowPages: 0,
+    entries: 4,
+    usedBytes: 4096,
   });
 });
 
