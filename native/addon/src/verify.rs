@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lightningstream_core::digest::Content;
+use lightningstream_core::merge::{CaptureOptions, Shadow, Stamp, pending};
 use lightningstream_core::verify::{
     CompareOptions, Comparison, Verified, VerifiedDbi, VerifyOptions, compare, verify,
 };
@@ -169,6 +170,22 @@ impl From<Comparison> for NativeComparison {
     }
 }
 
+/// Records of the application's DBIs that are other than in their shadows.
+#[napi(object)]
+pub struct NativePending {
+    /// So many.
+    pub entries: f64,
+    /// There are more: they were not counted to the end.
+    pub more: bool,
+}
+
+impl From<(u64, bool)> for NativePending {
+    fn from((entries, more): (u64, bool)) -> Self {
+        Self { entries: entries as f64, more }
+    }
+}
+
+outcome!(/** Outcome of `pending`. */ PendingOutcome, NativePending);
 outcome!(/** Outcome of `verify`. */ VerifyOutcome, NativeVerified);
 outcome!(/** Outcome of `compare`. */ CompareOutcome, NativeComparison);
 
@@ -213,6 +230,24 @@ impl NativeEnvironment {
                 compare(&lmdb, &path, options, cancel)
             },
             CompareOutcome::of,
+        )
+    }
+
+    /// Compares the application's DBIs with their shadows.
+    #[napi(catch_unwind, ts_return_type = "Promise<PendingOutcome>")]
+    pub fn pending<'env>(&self, env: &'env Env, dupsort_hack: bool, work: &Work) -> napi::Result<Object<'env>> {
+        let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
+        run(
+            env,
+            "ls-pending",
+            Some(work),
+            move |cancel| {
+                let _busy = busy;
+                // The time does not matter: nothing is written.
+                let shadow = Shadow { stamp: Stamp::Fixed(0), dupsort_hack };
+                pending(&lmdb, &CaptureOptions::new(shadow), cancel)
+            },
+            PendingOutcome::of,
         )
     }
 }
