@@ -22,11 +22,15 @@ test('a database in use is dumped as it is at one moment; the files stay as they
   const files = readdirSync(a.directory);
   const dump = await a.run({ args: ['dump'] });
   expect(dump.code).toBe(0);
-  expect(dump.stdout).toMatch(/^\n### main :: records\n\nkey of a record {2}= {2}\S+its value \[[0-9a-f ]+\] \(20.*Z\)\n$/);
+  expect(dump.stdout).toMatch(
+    /^\n### main :: records\n\nkey of a record {2}= {2}\S+its value \[[0-9a-f ]+\] \(20.*Z\)\n$/,
+  );
 
   const [name = ''] = net.objects();
   const remote = await a.run({ args: ['snapshots', 'dump', name] });
-  expect(remote.stdout).toContain(`\n### records (transform="", flags="")\n\nkey of a record  =  its value  (20`);
+  expect(remote.stdout).toContain(
+    `\n### records (transform="", flags="")\n\nkey of a record  =  its value  (20`,
+  );
   const local = await a.run({ args: ['snapshots', 'dump', '--local', join(net.storagePath, name)] });
   expect(withoutAge(local.stdout)).toBe(withoutAge(remote.stdout));
   const one = await a.run({ args: ['snapshots', 'dump', '-d', 'records', name] });
@@ -152,7 +156,9 @@ test.skipIf(spawnSync('script', ['--version']).status !== 0)(
     expect(atTerminal(`dump ${NAME}`).stdout).toContain('k [6b]  =  v [76]');
     const binary = atTerminal(`get ${NAME} -o -`);
     expect(binary.status).toBe(1);
-    expect(binary.stdout).toMatch(/^lightningstream: a snapshot is binary data and not for a terminal: .*\r\n$/);
+    expect(binary.stdout).toMatch(
+      /^lightningstream: a snapshot is binary data and not for a terminal: .*\r\n$/,
+    );
   },
 );
 
@@ -195,7 +201,9 @@ async function bigPlace() {
     spawn(args: readonly string[]) {
       writeFileSync(dir.join('ls.yaml'), configOf(lmdb));
       const given = args.map((arg) => (arg === 'SNAPSHOT' ? snapshotFile : arg));
-      const child = spawn(launcher, ['-c', dir.join('ls.yaml'), ...given], { stdio: ['ignore', 'pipe', 'pipe'] });
+      const child = spawn(launcher, ['-c', dir.join('ls.yaml'), ...given], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
       let errors = '';
       child.stderr.setEncoding('utf8').on('data', (text: string) => {
         errors += text;

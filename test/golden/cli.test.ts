@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
-import { run, type TempDir, tempDir } from '../helpers/process.ts';
+import { repositoryRoot, run, type TempDir, tempDir } from '../helpers/process.ts';
 
 /** Databases of PowerDNS, snapshots of them, and what Lightning Stream 1.0 printed about both. */
 interface Recording {
@@ -84,6 +84,33 @@ function comparable(text: string): string {
   const recorded = Date.UTC(2026, 10, 22);
   return Date.now() > recorded - 29 * 86_400_000 ? masked : masked.replace(/ \(\d{4}-[^ ]*Z\)$/gm, '');
 }
+
+test('docs/json.md shows what is printed', async () => {
+  await using dir = await tempDir();
+  const recording = recordings[0] as Recording;
+  lay(recording, dir);
+  const name = 'main__golden-a__20261122-041607-260130474__GX.pb.gz';
+  const printed = await Promise.all(
+    [['dump'], ['stats'], ['snapshots', 'list'], ['snapshots', 'dump', name]].map((args) =>
+      output(recording, dir, [...args, '--json']),
+    ),
+  );
+  const page = readFileSync(join(repositoryRoot, 'docs/json.md'), 'utf8');
+  const shown = [...page.matchAll(/^```json\n(.*?)\n```$/gms)].flatMap((block) =>
+    (block[1] ?? '').split('\n'),
+  );
+  // Names, and of what grows the beginning.
+  const likeThePage = (line: string) =>
+    line
+      .replaceAll(dir.join('pdns.lmdb'), '/var/lib/powerdns/pdns.lmdb')
+      .replaceAll('golden-a', 'ns1')
+      .replaceAll('"vm"', '"ns1.example"')
+      .replace(/"readers":\d+/, '"readers":1')
+      .replace(/("dbis":\[\{.*?\}),.*/, '$1]}');
+  const lines = new Set(printed.join('').split('\n').map(likeThePage));
+  expect(shown.filter((line) => !lines.has(line))).toEqual([]);
+  expect(shown).toHaveLength(7);
+});
 
 describe.each(recordings)('$title', (recording) => {
   const texts = join(recording.directory, recording.texts);

@@ -214,9 +214,7 @@ describe('features that are not built yet', () => {
     };
   };
 
-  test.each([
-    ['', '{type: azure}', ['storage.type']],
-  ])('%s %s', async (more, storage, keys) => {
+  test.each([['', '{type: azure}', ['storage.type']]])('%s %s', async (more, storage, keys) => {
     expect(await refused(['sync'], more, storage)).toEqual({ code: 1, keys });
   });
 
