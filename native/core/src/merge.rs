@@ -29,7 +29,7 @@ pub const PRIVATE_PREFIX: &str = "_sync";
 /// Name of an application's DBI with this in front: the shadow that keeps its headers.
 pub const SHADOW_PREFIX: &str = "_sync_shadow_";
 
-pub use shadow::{CaptureOptions, Captured, Counts, Shadow, Stamp, capture};
+pub use shadow::{CaptureOptions, Captured, Counts, Shadow, Stamp, capture, pending};
 
 /// Candidates kept in memory between plan and apply, bytes.
 const DEFAULT_BUDGET_BYTES: usize = 16 << 20;

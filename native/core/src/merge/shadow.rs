@@ -137,6 +137,19 @@ pub fn capture(env: &Environment, options: &CaptureOptions, cancel: &Cancel) -> 
     })
 }
 
+/// How many records of the application's DBIs a [`capture`] would find to be other than in their shadows, and whether there are more: the
+/// counting ends with the budget. Nothing is written.
+///
+/// # Errors
+/// Those of [`capture`].
+pub fn pending(env: &Environment, options: &CaptureOptions, cancel: &Cancel) -> Result<(u64, bool)> {
+    let nothing = MergeOptions { budget_bytes: options.budget_bytes, ..MergeOptions::new(Path::new("")) };
+    let mut round = Round::new(Merge::new(env, &nothing, cancel, None), options.shadow, false);
+    let mut batch = Candidates::default();
+    let flow = round.walk(&mut Stage::Plan(env.read_latest()?), &mut batch, false).inspect_err(|e| env.heal(e))?;
+    Ok((batch.dbis.iter().map(|dbi| dbi.entries).sum(), matches!(flow, Flow::Full)))
+}
+
 impl Merge<'_> {
     /// `None`: begin again with an index.
     pub(super) fn run_shadow(self, shadow: Shadow) -> Result<Option<Merged>> {
