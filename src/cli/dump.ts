@@ -1,6 +1,6 @@
-import { errorMessage, isAbort, LightningStreamError, UsageError } from '../errors.ts';
+import { errorMessage, isAbort, UsageError } from '../errors.ts';
 import { withDownload } from './download.ts';
-import { print } from './io.ts';
+import { isClosedPipe, print } from './io.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 
@@ -91,10 +91,6 @@ export async function dumpSnapshot(
 /** The addon writes to the process's standard output itself: records never come into this program. */
 function requireOwnStdout({ io }: Session): void {
   if (io.stdout.fd !== 1) throw new Error('a dump goes to standard output only');
-}
-
-function isClosedPipe(error: unknown): boolean {
-  return error instanceof LightningStreamError && error.code === 'EPIPE';
 }
 
 function nowNano(): bigint {

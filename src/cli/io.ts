@@ -33,3 +33,9 @@ export function print(output: Output, chunk: string | Uint8Array): Promise<void>
     });
   });
 }
+
+/** Nobody reads our output any more; told by a stream or by the addon. (Storages have errors of their own, for their connections.) */
+export function isClosedPipe(error: unknown): boolean {
+  if (!(error instanceof Error) || (error as { code?: unknown }).code !== 'EPIPE') return false;
+  return 'syscall' in error || error.name === 'NativeError';
+}

@@ -2,7 +2,7 @@ import { type Command, CommanderError } from 'commander';
 import { ConfigError } from '../config/error.ts';
 import { errorMessage, isAbort, LightningStreamError, UsageError } from '../errors.ts';
 import { formatDuration } from '../config/units.ts';
-import { type Io, print } from './io.ts';
+import { type Io, isClosedPipe, print } from './io.ts';
 import { createProgram, type GlobalOptions, type Runner } from './program.ts';
 
 /** Exit codes; a promise to scripts. */
@@ -151,7 +151,7 @@ async function report(
   // Commander has already said it; asking for help is no error.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
   // Whoever read our output has seen enough.
-  if (isExpected(error) && (error as { code?: unknown }).code === 'EPIPE') return EXIT.error;
+  if (isClosedPipe(error)) return EXIT.error;
   const lines = error instanceof ConfigError ? error.complaints : [oneLine(error)];
   const stack = debug && !isExpected(error) && error instanceof Error ? `${error.stack ?? ''}\n` : '';
   try {

@@ -226,15 +226,8 @@ pub fn dump_snapshot(path: &Path, options: &SnapshotDump<'_>, out: &mut Output) 
 }
 
 fn snapshot_head(options: &SnapshotDump<'_>, index: &Index, out: &mut Output) -> Result<()> {
-    let Meta {
-        generation_id,
-        instance_id,
-        hostname,
-        database_name,
-        lmdb_txn_id,
-        from_lmdb_txn_id,
-        timestamp_nano,
-    } = &index.meta;
+    let Meta { generation_id, instance_id, hostname, database_name, lmdb_txn_id, from_lmdb_txn_id, timestamp_nano } =
+        &index.meta;
     let (format_version, compat_version) = (index.format_version, index.compat_version);
     let (generation_id, instance_id) = (JsonText(generation_id), JsonText(instance_id));
     let (hostname, database_name) = (JsonText(hostname), JsonText(database_name));
@@ -681,8 +674,13 @@ mod tests {
         assert_eq!(GoTime(951_782_400 * NS_PER_SECOND).to_string(), "2000-02-29 00:00:00 +0000 UTC");
         assert_eq!(GoTime(4_107_542_399 * NS_PER_SECOND).to_string(), "2100-02-28 23:59:59 +0000 UTC");
         assert_eq!(GoTime(4_107_542_400 * NS_PER_SECOND).to_string(), "2100-03-01 00:00:00 +0000 UTC");
-        assert_eq!(JsonTime(u64::MAX).to_string(), "\"timestamp\":\"2554-07-21T23:34:33.709551615Z\",\"timestampNano\":\"18446744073709551615\"");
-        for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m0s"), (3600, "1h0m0s"), (1_795_320_998, "498700h16m38s"), (-61, "-1m1s")] {
+        assert_eq!(
+            JsonTime(u64::MAX).to_string(),
+            "\"timestamp\":\"2554-07-21T23:34:33.709551615Z\",\"timestampNano\":\"18446744073709551615\""
+        );
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m0s"), (3600, "1h0m0s"), (1_795_320_998, "498700h16m38s"), (-61, "-1m1s")]
+        {
             assert_eq!(GoDuration(seconds).to_string(), text);
         }
         let half = NS_PER_SECOND / 2;
@@ -701,7 +699,8 @@ mod tests {
     fn json_lines_are_json() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.mdb");
-        let env = Environment::open(&path, EnvOptions { no_subdir: true, create: true, ..EnvOptions::default() }).unwrap();
+        let env =
+            Environment::open(&path, EnvOptions { no_subdir: true, create: true, ..EnvOptions::default() }).unwrap();
         let mut txn = env.write(true, &Cancel::new()).unwrap();
         let dbi = txn.create_dbi("a\"\n<", flags::INTEGERKEY).unwrap();
         let mut value = Vec::new();
@@ -711,12 +710,16 @@ mod tests {
         txn.cursor(dbi).unwrap().put(&[2, 0, 0, 0], &value, false).unwrap();
         txn.cursor(dbi).unwrap().put(&[3, 0, 0, 0], b"short", false).unwrap();
         txn.commit().unwrap();
-        let options = EnvironmentDump { database: "d", hide_private: false, headers: Headers::Everywhere, format: Format::Json, now: NOW };
+        let options = EnvironmentDump {
+            database: "d",
+            hide_private: false,
+            headers: Headers::Everywhere,
+            format: Format::Json,
+            now: NOW,
+        };
         let text = written(|out| assert_eq!(dump(&env, &options, out).unwrap(), Dumped { dbis: 1, entries: 3 }));
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let record = |key: &str, key_text: &str, value: &str, value_text: &str| {
-            serde_json::json!({"type": "record", "db": "d", "dbi": "a\"\n<", "key": key, "keyText": key_text, "value": value, "valueText": value_text})
-        };
+        let record = |key: &str, key_text: &str, value: &str, value_text: &str| serde_json::json!({"type": "record", "db": "d", "dbi": "a\"\n<", "key": key, "keyText": key_text, "value": value, "valueText": value_text});
         let with = |mut record: serde_json::Value, more: serde_json::Value| {
             record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             record

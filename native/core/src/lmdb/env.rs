@@ -48,7 +48,15 @@ pub struct EnvOptions {
 
 impl Default for EnvOptions {
     fn default() -> Self {
-        Self { no_subdir: false, create: false, dir_mode: 0o775, file_mode: 0o664, map_bytes: 0, max_dbs: 64, read_only: false }
+        Self {
+            no_subdir: false,
+            create: false,
+            dir_mode: 0o775,
+            file_mode: 0o664,
+            map_bytes: 0,
+            max_dbs: 64,
+            read_only: false,
+        }
     }
 }
 
