@@ -214,7 +214,10 @@ export function createMetrics(options: MetricsOptions): Metrics {
     ),
 
     cleanerListCalls: counter('cleaner_list_calls_total', 'Attempts to list the storage for cleaning'),
-    cleanerListFailed: counter('cleaner_list_failed_total', 'Failed attempts to list the storage for cleaning'),
+    cleanerListFailed: counter(
+      'cleaner_list_failed_total',
+      'Failed attempts to list the storage for cleaning',
+    ),
     cleanerDelete: counter('cleaner_delete_total', 'Attempts to delete a snapshot', [
       'lmdb',
       'reason',
