@@ -9,6 +9,22 @@ export declare class FileLock {
 
 /** One open environment. */
 export declare class NativeEnvironment {
+  /** Brings the shadows up to date. */
+  capture(request: CaptureRequest, work: Work): Promise<CaptureOutcome>
+  /** Looks at a few values; `native` is the mode, `now_nano` the time in ns since the epoch. */
+  checkMode(native: boolean, nowNano: bigint): Promise<ModeOutcome>
+  /** Removes old deletions. */
+  sweep(request: SweepRequest, work: Work): Promise<SweepOutcome>
+  /** Removes all DBIs that are private to Lightning Stream. */
+  dropShadow(work: Work): Promise<DropShadowOutcome>
+  /** Copies newer timestamps from one DBI to another. */
+  migrateTimestamps(request: MigrateTimestampsRequest, work: Work): Promise<MigrateTimestampsOutcome>
+  /** Finds domains that a PowerDNS has twice and renames them when told to; `now_nano` is the time, ns since the epoch. */
+  fixDuplicateDomains(rename: boolean, nowNano: bigint, work: Work): Promise<FixDuplicateDomainsOutcome>
+  /** Reads all records. */
+  verify(request: VerifyRequest, work: Work): Promise<VerifyOutcome>
+  /** Reads a snapshot beside the records. */
+  compare(request: CompareRequest, work: Work): Promise<CompareOutcome>
   /** Opens; throws with `code`. */
   static open(path: string, options: NativeEnvironmentOptions): NativeEnvironment
   /** LastTxnID. */
@@ -46,6 +62,22 @@ export declare class Work {
 /** The addon's version. */
 export declare function addonVersion(): string
 
+/** r" Outcome of `capture`.  */
+export interface CaptureOutcome {
+  /** The result; null on failure. */
+  value: NativeCaptureResult | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** How to capture. */
+export interface CaptureRequest {
+  /** 1 = the start of the program, else the time of the call, ns since the epoch. */
+  timestampNano: bigint
+  /** DBIs with MDB_DUPSORT travel. */
+  dupsortHack: boolean
+}
+
 /** r" Outcome of `close`.  */
 export interface CloseOutcome {
   /** The result; null on failure. */
@@ -53,6 +85,60 @@ export interface CloseOutcome {
   /** Why it failed; null on success. */
   error: Failure | null
 }
+
+/** r" Outcome of `compare`.  */
+export interface CompareOutcome {
+  /** The result; null on failure. */
+  value: NativeComparison | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** What to compare. */
+export interface CompareRequest {
+  /** The compressed snapshot. */
+  path: string
+  /** The headers are in shadow DBIs. */
+  shadow: boolean
+  /** Older deletions are no loss, ns; 0 = all are. */
+  deletedCutoffNano: bigint
+}
+
+/** r" Outcome of `dropShadow`.  */
+export interface DropShadowOutcome {
+  /** The result; null on failure. */
+  value: NativeDropped | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** Writes the records of an environment to standard output. */
+export declare function dumpEnvironment(environment: NativeEnvironment, request: DumpRequest, work: Work): Promise<DumpOutcome>
+
+/** r" Outcome of a dump.  */
+export interface DumpOutcome {
+  /** The result; null on failure. */
+  value: NativeDumped | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** What to dump of an environment. */
+export interface DumpRequest {
+  /** Its configured name. */
+  database: string
+  /** Leave private DBIs out. */
+  hidePrivate: boolean
+  /** The values of all DBIs have headers, not only those of the shadow DBIs. */
+  native: boolean
+  /** JSON Lines instead of text. */
+  json: boolean
+  /** The time now, ns since the epoch. */
+  nowNano: bigint
+}
+
+/** Writes the records of a snapshot to standard output. */
+export declare function dumpSnapshot(request: SnapshotDumpRequest, work: Work): Promise<DumpOutcome>
 
 /** Why a call failed. */
 export interface Failure {
@@ -66,6 +152,14 @@ export interface Failure {
   key: string | null
 }
 
+/** r" Outcome of `fixDuplicateDomains`.  */
+export interface FixDuplicateDomainsOutcome {
+  /** The result; null on failure. */
+  value: NativeFixedDomains | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
 /** r" Outcome of `inspectSnapshot`.  */
 export interface InspectOutcome {
   /** The result; null on failure. */
@@ -76,6 +170,9 @@ export interface InspectOutcome {
 
 /** Decodes a whole snapshot without keeping it. */
 export declare function inspectSnapshot(path: string, work: Work): Promise<InspectOutcome>
+
+/** Ids of the processes that have the LMDB at `path` open; 0 for those of another pid namespace. */
+export declare function lmdbUsers(path: string, noSubdir: boolean): Array<number>
 
 /** liblmdb's version. */
 export declare function lmdbVersion(): string
@@ -98,6 +195,106 @@ export interface MergeRequest {
   createFlags: Record<string, number>
   /** Write an extension block. */
   headerExtraPaddingBlock: boolean
+  /** The application's DBIs have no headers. */
+  shadow: boolean
+  /** DBIs with MDB_DUPSORT travel. */
+  dupsortHack: boolean
+  /** The time of the call, ns since the epoch; for what is captured. */
+  captureNano: bigint
+}
+
+/** r" Outcome of `migrateTimestamps`.  */
+export interface MigrateTimestampsOutcome {
+  /** The result; null on failure. */
+  value: NativeMigrated | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** What `migrateTimestamps` shall do. */
+export interface MigrateTimestampsRequest {
+  /** DBI that has the timestamps. */
+  source: string
+  /** DBI that gets them. */
+  destination: string
+  /** Add the source's deletions. */
+  addDeletions: boolean
+  /** A source that does not exist is no error. */
+  ignoreMissingSource: boolean
+}
+
+/** Outcome of `checkMode`; both null: nothing speaks against it. */
+export interface ModeOutcome {
+  /** What speaks against it. */
+  value: NativeModeDoubt | null
+  /** Why the check failed; null on success. */
+  error: Failure | null
+}
+
+/** What a capture did. */
+export interface NativeCaptureResult {
+  /** The shadows have all up to this transaction. */
+  coveredTransactionId: bigint
+  /** The transaction that wrote; null when nothing had to be written. */
+  transactionId: bigint | null
+  /** Keys looked at. */
+  entries: number
+  /** Entries written. */
+  captured: NativeCounts
+  /** Time the lock was held, ns. */
+  writeLockNs: bigint
+  /** Time until the lock was there, ns. */
+  waitLockNs: bigint
+  /** Time without the lock, ns. */
+  planNs: bigint
+}
+
+/** A DBI of the snapshot, of the LMDB, or of both. */
+export interface NativeComparedDbi {
+  /** The application's name. */
+  name: string
+  /** The snapshot's. */
+  content: NativeContent
+  /** Entries that are missing here. */
+  missing: number
+  /** Deletions that are missing here, of what is not there. */
+  missingDeletions: number
+  /** Entries that the snapshot does not have, or older. */
+  newer: number
+}
+
+/** A snapshot beside an LMDB. */
+export interface NativeComparison {
+  /** The LMDB's transaction. */
+  transactionId: bigint
+  /** The snapshot's head. */
+  meta: NativeSnapshotMeta
+  /** Sorted by name. */
+  dbis: Array<NativeComparedDbi>
+  /** The snapshot's, of all DBIs together. */
+  content: NativeContent
+}
+
+/** Entries and their digests. */
+export interface NativeContent {
+  /** Entries, deletions included. */
+  entries: number
+  /** Those flagged deleted. */
+  deleted: number
+  /** Digest of all, 32 hexadecimal digits. */
+  all: string
+  /** Digest without deletions. */
+  live: string
+}
+
+/** Entries of shadows that were written. */
+export interface NativeCounts {
+  /** New keys. */
+  added: number
+  /** Other values. */
+  changed: number
+  /** Removed keys. */
+  deleted: number
 }
 
 /** Statistics of one DBI. */
@@ -120,6 +317,46 @@ export interface NativeDbiStat {
   usedBytes: number
 }
 
+/** What `dropShadow` did. */
+export interface NativeDropped {
+  /** DBIs removed. */
+  dbis: Array<NativeDroppedDbi>
+  /** The transaction that did it; null when there was nothing to remove. */
+  transactionId: bigint | null
+}
+
+/** A DBI that was removed. */
+export interface NativeDroppedDbi {
+  /** Its name. */
+  name: string
+  /** Its records. */
+  entries: number
+}
+
+/** What was dumped. */
+export interface NativeDumped {
+  /** DBIs. */
+  dbis: number
+  /** Records. */
+  entries: number
+}
+
+/** One of several entries of a domain. */
+export interface NativeDuplicateDomain {
+  /** The domain. */
+  domain: string
+  /** Number of the entry that stays. */
+  keptId: number
+  /** Its timestamp, ns since the epoch. */
+  keptTimestampNano: bigint
+  /** Number of this one. */
+  id: number
+  /** Its timestamp. */
+  timestampNano: bigint
+  /** What it is, or would be, renamed to; null when that would be too long. */
+  newName: string | null
+}
+
 /** Options of an environment. */
 export interface NativeEnvironmentOptions {
   /** The path is the data file itself. */
@@ -134,6 +371,20 @@ export interface NativeEnvironmentOptions {
   mapSizeBytes: number
   /** Most named DBIs. */
   maxDbs: number
+  /** Only to look. */
+  readOnly?: boolean
+}
+
+/** What `fixDuplicateDomains` found and did. */
+export interface NativeFixedDomains {
+  /** Duplicates, in the order of the index. */
+  duplicates: Array<NativeDuplicateDomain>
+  /** Domains that were renamed, now or before. */
+  renamed: Array<string>
+  /** Live entries of the index. */
+  domains: number
+  /** The transaction that renamed; null when nothing was. */
+  transactionId: bigint | null
 }
 
 /** `mdb_env_info` and sizes. */
@@ -180,6 +431,8 @@ export interface NativeMergeResult {
   updated: number
   /** All others. */
   skipped: number
+  /** What was captured before. */
+  captured: NativeCounts
   /** DBIs created. */
   createdDbis: Array<string>
   /** Private DBIs ignored. */
@@ -192,6 +445,26 @@ export interface NativeMergeResult {
   planNs: bigint
   /** The snapshot's head. */
   meta: NativeSnapshotMeta
+}
+
+/** What `migrateTimestamps` did. */
+export interface NativeMigrated {
+  /** There is no source. */
+  sourceMissing: boolean
+  /** Records with a newer timestamp. */
+  updated: number
+  /** Deletions added. */
+  addedDeletions: number
+  /** The transaction that wrote; null when nothing had to be written. */
+  transactionId: bigint | null
+}
+
+/** A DBI that speaks against the mode. */
+export interface NativeModeDoubt {
+  /** Its name. */
+  dbi: string
+  /** `headers`, `shadow` or `plain`. */
+  finding: string
 }
 
 /** Milliseconds of the steps of a publish. */
@@ -216,6 +489,12 @@ export interface NativePublishResult {
   entries: number
   /** Those flagged deleted. */
   deleted: number
+  /** Digest of all entries. */
+  digestAll: string
+  /** Digest without deletions. */
+  digestLive: string
+  /** What was captured before. */
+  captured: NativeCounts
   /** Uncompressed size. */
   bytes: number
   /** Compressed size. */
@@ -254,6 +533,52 @@ export interface NativeStats {
   usedBytes: number
 }
 
+/** What a sweep did. */
+export interface NativeSweepResult {
+  /** Entries left. */
+  entries: number
+  /** Deletions left. */
+  deleted: number
+  /** Deletions removed. */
+  cleaned: number
+  /** Write transactions. */
+  transactions: number
+  /** The longest that one of them held the lock. */
+  longestLockMs: number
+  /** Why it did not get to the end; null when it did. */
+  failed: Failure | null
+}
+
+/** What was found in an LMDB. */
+export interface NativeVerified {
+  /** The transaction that was looked at. */
+  transactionId: bigint
+  /** Sorted by name. */
+  dbis: Array<NativeVerifiedDbi>
+  /** Of all DBIs together. */
+  content: NativeContent
+  /** The first faults. */
+  errors: Array<Failure>
+}
+
+/** What was found in one DBI. */
+export interface NativeVerifiedDbi {
+  /** The application's name. */
+  name: string
+  /** Persistent flags of the DBI that was read. */
+  flags: number
+  /** Entries with a valid header. */
+  content: NativeContent
+  /** With timestamp 0. */
+  zero: number
+  /** Of the future. */
+  future: number
+  /** The latest timestamp. */
+  newest: bigint
+  /** Without a valid header. */
+  invalid: number
+}
+
 /** Panics, so that a test can see what becomes of it. */
 export declare function panicForTest(): Promise<CloseOutcome>
 
@@ -283,6 +608,24 @@ export interface PublishRequest {
   earliestNano: bigint
   /** Nothing is written unless a later transaction is visible. */
   newerThan: bigint
+  /** The application's DBIs have no headers. */
+  shadow: boolean
+  /** DBIs with MDB_DUPSORT travel. */
+  dupsortHack: boolean
+}
+
+/** What to dump of a snapshot. */
+export interface SnapshotDumpRequest {
+  /** The file. */
+  path: string
+  /** Name of the object. */
+  name: string
+  /** Only this DBI. */
+  dbi: string | null
+  /** JSON Lines instead of text. */
+  json: boolean
+  /** The time now, ns since the epoch. */
+  nowNano: bigint
 }
 
 /** r" Outcome of `stats`.  */
@@ -293,8 +636,46 @@ export interface StatsOutcome {
   error: Failure | null
 }
 
+/** r" Outcome of `sweep`.  */
+export interface SweepOutcome {
+  /** The result; null on failure. */
+  value: NativeSweepResult | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** What to sweep. */
+export interface SweepRequest {
+  /** Older deletions are removed, ns since the epoch. */
+  cutoffNano: bigint
+  /** How long the lock is held at once, about; 0 = no limit. */
+  lockDurationMs: number
+  /** How long others have their turn after that. */
+  releaseDurationMs: number
+  /** Sweep the shadows instead of the application's DBIs. */
+  shadow: boolean
+}
+
 /** flock(2) without waiting; null when somebody else holds the lock. */
 export declare function tryLock(path: string): FileLock | null
+
+/** r" Outcome of `verify`.  */
+export interface VerifyOutcome {
+  /** The result; null on failure. */
+  value: NativeVerified | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** How to look at an LMDB. */
+export interface VerifyRequest {
+  /** The headers are in shadow DBIs. */
+  shadow: boolean
+  /** So many faults are described. */
+  maxErrors: number
+  /** Later timestamps are of the future, ns since the epoch. */
+  futureAfter: bigint
+}
 
 /** How far a piece of work is. */
 export interface WorkProgress {
