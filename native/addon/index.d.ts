@@ -25,6 +25,8 @@ export declare class NativeEnvironment {
   verify(request: VerifyRequest, work: Work): Promise<VerifyOutcome>
   /** Reads a snapshot beside the records. */
   compare(request: CompareRequest, work: Work): Promise<CompareOutcome>
+  /** Compares the application's DBIs with their shadows. */
+  pending(dupsortHack: boolean, work: Work): Promise<PendingOutcome>
   /** Opens; throws with `code`. */
   static open(path: string, options: NativeEnvironmentOptions): NativeEnvironment
   /** LastTxnID. */
@@ -467,6 +469,14 @@ export interface NativeModeDoubt {
   finding: string
 }
 
+/** Records of the application's DBIs that are other than in their shadows. */
+export interface NativePending {
+  /** So many. */
+  entries: number
+  /** There are more: they were not counted to the end. */
+  more: boolean
+}
+
 /** Milliseconds of the steps of a publish. */
 export interface NativePublishDurations {
   /** Until the read transaction was there. */
@@ -581,6 +591,14 @@ export interface NativeVerifiedDbi {
 
 /** Panics, so that a test can see what becomes of it. */
 export declare function panicForTest(): Promise<CloseOutcome>
+
+/** r" Outcome of `pending`.  */
+export interface PendingOutcome {
+  /** The result; null on failure. */
+  value: NativePending | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
 
 /** Outcome of `publish`; both null: nothing newer was there. */
 export interface PublishOutcome {

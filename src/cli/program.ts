@@ -176,6 +176,31 @@ export function createProgram(runner: Runner): Command {
     );
 
   program
+    .command('verify')
+    .summary('check every record, and whether snapshots of other instances are all here')
+    .description(
+      'Reads every record of the LMDBs without changing any, beside a running daemon if there is one: reports values without a valid header, ' +
+        'counts live and deleted entries, and prints digests that are the same wherever the contents are.\n\n' +
+        'Snapshots that are named, or with --latest the newest of every instance, are loaded and compared. Exit code 1 when a record is not ' +
+        'sound, or when something of a snapshot is missing here. That all instances agree is shown by --latest on each of them.',
+    )
+    .argument('[snapshots...]', 'names in the storage, to compare with')
+    .option('--latest', 'compare with the newest snapshot of every instance')
+    .addOption(
+      new Option('--only-db <name>', 'only this LMDB (repeatable)').default([], 'all').argParser(append),
+    )
+    .option('--deletions', 'missing deletions of records that are not here anyway count, too')
+    .addOption(
+      new Option('--max-errors <n>', 'describe so many values without a valid header; all are counted')
+        .default(10)
+        .argParser(wholeNumber),
+    )
+    .option('--json', 'as JSON, an object per line')
+    .action((names: string[], options: Parameters<typeof import('./verify.ts').verify>[2]) =>
+      runner.configured(async (session) => (await import('./verify.ts')).verify(session, names, options)),
+    );
+
+  program
     .command('drop-shadow')
     .summary('remove the DBIs that are Lightning Stream’s own from the LMDBs')
     .description(

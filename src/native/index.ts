@@ -6,6 +6,8 @@ import { LightningStreamError } from '../errors.ts';
 import type {
   CaptureOptions,
   CaptureResult,
+  CompareOptions,
+  CompareResult,
   DropShadowResult,
   DumpOptions,
   DumpResult,
@@ -27,6 +29,8 @@ import type {
   SweepOptions,
   SweepResult,
   SyncMode,
+  VerifyOptions,
+  VerifyResult,
 } from './types.ts';
 
 export type * from './types.ts';
@@ -193,6 +197,26 @@ class NativeEnvironment implements Environment {
     const native = options.mode === 'native';
     const request = { database, hidePrivate, native, json: options.format === 'json', nowNano };
     return this.#work(options, (work) => this.#addon.dumpEnvironment(this.#handle, request, work));
+  }
+
+  async verify({ mode, maxErrors, futureAfter, ...options }: VerifyOptions): Promise<VerifyResult> {
+    const request = { shadow: mode === 'shadow', maxErrors, futureAfter };
+    const { errors, ...result } = await this.#work<Addon.NativeVerified>(options, (work) =>
+      this.#handle.verify(request, work),
+    );
+    return { ...result, errors: errors.map(nativeError) };
+  }
+
+  async pending({
+    dupsortHack,
+    ...options
+  }: Parameters<Environment['pending']>[0]): Promise<{ entries: number; more: boolean }> {
+    return this.#work(options, (work) => this.#handle.pending(dupsortHack, work));
+  }
+
+  async compare({ path, mode, deletedCutoffNano, ...options }: CompareOptions): Promise<CompareResult> {
+    const request = { path, shadow: mode === 'shadow', deletedCutoffNano };
+    return this.#work(options, (work) => this.#handle.compare(request, work));
   }
 
   async close(): Promise<void> {

@@ -145,6 +145,9 @@ export interface PublishResult {
   readonly dbis: number;
   readonly entries: number;
   readonly deleted: number;
+  /** See docs/verify.md. */
+  readonly digestAll: string;
+  readonly digestLive: string;
   readonly captured: CaptureCounts;
   readonly bytes: number;
   readonly compressedBytes: number;
@@ -327,6 +330,79 @@ export interface DumpResult {
   readonly entries: number;
 }
 
+/** Entries and their digests; see docs/verify.md. */
+export interface Content {
+  /** Deletions included. */
+  readonly entries: number;
+  readonly deleted: number;
+  /** Digest of all entries, 32 hexadecimal digits. */
+  readonly all: string;
+  /** Digest of those that are not deletions. */
+  readonly live: string;
+}
+
+export interface VerifyOptions extends Abortable {
+  /** In shadow mode the shadow DBIs are read, under the application's names. */
+  readonly mode: SyncMode;
+  /** So many faults are described; all are counted. */
+  readonly maxErrors: number;
+  /** Later timestamps are counted as of the future, ns since the epoch. */
+  readonly futureAfter: bigint;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface VerifiedDbi {
+  readonly name: string;
+  /** Persistent flags of the DBI that was read. */
+  readonly flags: number;
+  /** Entries with a valid header. */
+  readonly content: Content;
+  /** Of those, with timestamp 0. */
+  readonly zero: number;
+  readonly future: number;
+  /** The latest timestamp; 0n = there is none. */
+  readonly newest: bigint;
+  /** Entries without a valid header; 1 for a DBI of a kind that cannot be synchronised. */
+  readonly invalid: number;
+}
+
+export interface VerifyResult {
+  readonly transactionId: bigint;
+  readonly dbis: readonly VerifiedDbi[];
+  /** Of all DBIs together. */
+  readonly content: Content;
+  /** The first faults, each with DBI and key. */
+  readonly errors: readonly Error[];
+}
+
+export interface CompareOptions extends Abortable {
+  /** The compressed snapshot. */
+  readonly path: string;
+  readonly mode: SyncMode;
+  /** Deletions older than this (ns) are no loss where they are missing; 0n = all are. */
+  readonly deletedCutoffNano: bigint;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface CompareResult {
+  /** The LMDB's. */
+  readonly transactionId: bigint;
+  readonly meta: SnapshotMeta;
+  readonly dbis: readonly {
+    readonly name: string;
+    /** The snapshot's. */
+    readonly content: Content;
+    /** Entries that a merge would write, and that the application would notice. */
+    readonly missing: number;
+    /** Deletions that a merge would write, of what is not there anyway. */
+    readonly missingDeletions: number;
+    /** Entries of the LMDB that are later than the snapshot's, or that it does not have. */
+    readonly newer: number;
+  }[];
+  /** The snapshot's, of all DBIs together. */
+  readonly content: Content;
+}
+
 /** One open LMDB environment; at most one per file and process. */
 export interface Environment {
   readonly path: string;
@@ -353,6 +429,16 @@ export interface Environment {
   fixDuplicateDomains(options: FixDuplicateDomainsOptions): Promise<FixDuplicateDomainsResult>;
   /** Writes the records to the process's standard output, with flat memory. Code `EPIPE` when nobody reads it any more. */
   dump(options: DumpOptions): Promise<DumpResult>;
+  /** Reads all that is synchronised, in one read transaction. What is wrong with records is in the result. */
+  verify(options: VerifyOptions): Promise<VerifyResult>;
+  /** Shadow mode: how many records a capture would find changed; `more`: and others that were not counted. Writes nothing. */
+  pending(options: {
+    readonly dupsortHack: boolean;
+    readonly signal?: AbortSignal;
+    readonly onProgress?: (progress: Progress) => void;
+  }): Promise<{ readonly entries: number; readonly more: boolean }>;
+  /** Reads a snapshot beside the LMDB, in one read transaction. */
+  compare(options: CompareOptions): Promise<CompareResult>;
   /** Waits for work in progress, then closes. */
   close(): Promise<void>;
 }
