@@ -100,6 +100,7 @@ describe('without a configuration', () => {
       'snapshots dump',
       'dump',
       'stats',
+      'verify',
       'drop-shadow',
       'experimental',
       'experimental migrate-timestamps',
@@ -236,17 +237,13 @@ describe('features that are not built yet', () => {
     const file = dir.join('ls.yaml');
     writeFileSync(
       file,
-      'lmdbs:\n  a: {path: /nonexistent/a}\n  b: {path: /nonexistent/b, dupsort_hack: true}\nstorage: {type: memory}\n',
+      'lmdbs:\n  a: {path: /nonexistent/a}\n  b: {path: /nonexistent/b, schema_guard: 5}\nstorage: {type: memory}\n',
     );
     const { code, stderr } = await call(['-c', file, 'sync', '--only-once']);
     expect(code).toBe(1);
-    expect(stderr.match(/lmdbs\.[\w.]+/g)).toEqual([
-      'lmdbs.a.schema_tracks_changes',
-      'lmdbs.b.schema_tracks_changes',
-      'lmdbs.b.dupsort_hack',
-    ]);
+    expect(stderr.match(/lmdbs\.[\w.]+(?=.* is not built yet)/g)).toEqual(['lmdbs.b.schema_guard']);
     const onlyA = await call(['-c', file, 'sync', '--only-once', '--only-db', 'a']);
-    expect(onlyA.stderr.match(/lmdbs\.[\w.]+/g)).toEqual(['lmdbs.a.schema_tracks_changes']);
+    expect(onlyA.stderr).not.toContain('is not built yet');
   });
 
   test('do not hinder a check of the configuration', async () => {
