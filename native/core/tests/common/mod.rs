@@ -80,6 +80,14 @@ pub fn raw_contents(env: &Environment) -> BTreeMap<String, BTreeMap<Vec<u8>, Vec
     all
 }
 
+/// Stored bytes of every shadow DBI that holds something; the transaction id is left out.
+pub fn raw_shadows(env: &Environment) -> BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut all = raw_contents(env);
+    all.retain(|name, entries| name.starts_with("_sync_shadow_") && !entries.is_empty());
+    all.values_mut().flat_map(BTreeMap::values_mut).for_each(|stored| stored[8..16].fill(0));
+    all
+}
+
 pub fn publish_to(env: &Environment, path: &Path) -> Published {
     publish(env, path, Meta::default(), 0, || 1, &Cancel::new()).unwrap().unwrap()
 }
