@@ -215,13 +215,17 @@ export const configTable = object(
     sweeper: key(
       'sweeper',
       object({
-        enabled: key('enabled', bool(), 'Run it.'),
+        enabled: key('enabled', bool(), 'Run it; with `receive`, too, but not with `--only-once`.'),
         retentionDays: key(
           'retention_days',
           float({ default: 370 }),
-          'Days that deletions are kept; longer than any instance may be down.',
+          'Days that deletions are kept, parts of days allowed; longer than any instance may be down.',
         ),
-        intervalMs: key('interval', duration({ default: 6 * HOUR }), 'The time between two runs.'),
+        intervalMs: key(
+          'interval',
+          duration({ default: 6 * HOUR }),
+          'The time between two runs, never less than 1s. One that failed is tried again after 5m0s.',
+        ),
         firstIntervalMs: key(
           'first_interval',
           duration({ default: 10 * MINUTE }),
@@ -230,12 +234,12 @@ export const configTable = object(
         lockDurationMs: key(
           'lock_duration',
           duration({ default: 50 }),
-          'How long it holds the write lock at once.',
+          'How long it holds the write lock at once, about; 0: until it is done.',
         ),
         releaseDurationMs: key(
           'release_duration',
           duration({ default: 50 }),
-          'The time between two of those.',
+          'How long others have their turn after that.',
         ),
         retentionLoadCutoffDurationMs: key(
           'retention_load_cutoff_duration',
@@ -260,18 +264,22 @@ export const configTable = object(
             enabled: key(
               'enabled',
               bool(),
-              'Remove snapshots that newer ones replace (`receive` never cleans).',
+              'Remove snapshots that newer ones replace, of all instances. Not with `receive` and `--only-once`.',
             ),
-            intervalMs: key('interval', duration({ default: 5 * MINUTE }), 'The time between two cleanings.'),
+            intervalMs: key(
+              'interval',
+              duration({ default: 5 * MINUTE }),
+              'The time between two cleanings, ±20 %, never less than 1s.',
+            ),
             mustKeepIntervalMs: key(
               'must_keep_interval',
               duration({ default: 10 * MINUTE }),
-              'Younger snapshots stay.',
+              'A snapshot stays for so long after this daemon first saw it in the storage.',
             ),
             removeOldInstancesIntervalMs: key(
               'remove_old_instances_interval',
               duration({ default: 168 * HOUR }),
-              'The last snapshot of an instance stays for that long.',
+              'The last snapshot of another instance stays until it is older than this, and what it holds is in a snapshot of our own.',
             ),
           }),
         ),

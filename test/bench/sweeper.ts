@@ -38,7 +38,17 @@ for (const size of (process.env['BENCH_SIZES'] || '1m').split(',')) {
 process.stdout.write(
   `${machine()}\nlock_duration and release_duration ${DURATION_MS} ms; another process takes the lock every 0.2 ms.\n\n` +
     markdownTable(
-      ['records', 'program', 'removed', 'transactions', 'time', 'CPU', 'RssAnon', 'lock wait before', 'lock wait'],
+      [
+        'records',
+        'program',
+        'removed',
+        'transactions',
+        'time',
+        'CPU',
+        'RssAnon',
+        'lock wait before',
+        'lock wait',
+      ],
       rows,
       2,
     ),
@@ -60,7 +70,11 @@ async function sweep(program: Program, base: string, dir: string): Promise<strin
     config: JSON.stringify({
       instance: 'a',
       lmdbs: {
-        main: { path: database, schema_tracks_changes: true, options: { no_subdir: true, map_size: MAP_SIZE_BYTES } },
+        main: {
+          path: database,
+          schema_tracks_changes: true,
+          options: { no_subdir: true, map_size: MAP_SIZE_BYTES },
+        },
       },
       storage: { type: 'fs', options: { root_path: storage } },
       log: { format: 'logfmt' },

@@ -58,7 +58,8 @@ async function scenario(net: Cluster, storage: object, list: List): Promise<void
 test('a directory', async () => {
   await using net = await cluster(['a', 'b', 'watcher']);
   for (const name of foreign) await net.upload(name, Buffer.from('x'));
-  const list: List = async () => net.objects().filter((name) => !name.endsWith('.tmp') && !name.startsWith('.'));
+  const list: List = async () =>
+    net.objects().filter((name) => !name.endsWith('.tmp') && !name.startsWith('.'));
   await scenario(net, {}, list);
 }, 120_000);
 
