@@ -48,15 +48,36 @@ function replaced(text: string, changes: readonly (readonly [from: string, to: s
   return result;
 }
 
+/** What the page has for a version of PowerDNS. */
+interface Version {
+  readonly tool: 'pdns-4.9' | 'pdns-4.7';
+  /** What only its own configuration files have. */
+  readonly setting: string;
+  readonly option: string;
+}
+
+const V49: Version = {
+  tool: 'pdns-4.9',
+  setting: 'lmdb-lightning-stream=yes',
+  option: 'schema_tracks_changes: true',
+};
+const V47: Version = {
+  tool: 'pdns-4.7',
+  setting: 'lmdb-random-ids=yes',
+  option: 'schema_tracks_changes: false',
+};
+
 /** A host of the page: its files in a directory, its addresses on loopback. */
 class Host {
+  readonly version: Version;
   readonly name: string;
   readonly directory: string;
   readonly dnsPort: number;
   readonly apiPort: number;
   readonly httpPort: number;
 
-  constructor(name: string, directory: string, ports: readonly [number, number, number]) {
+  constructor(version: Version, name: string, directory: string, ports: readonly [number, number, number]) {
+    this.version = version;
     this.name = name;
     this.directory = directory;
     [this.dnsPort, this.apiPort, this.httpPort] = ports;
@@ -75,12 +96,12 @@ class Host {
   }
 
   writeFiles(s3: S3Account): void {
-    const pdns = toolPath('pdns-4.9');
+    const pdns = toolPath(this.version.tool);
     for (const directory of [this.database, this.bin, join(this.directory, 'cache')]) {
       mkdirSync(directory, { recursive: true });
     }
     const database = ['/var/lib/powerdns/', `${this.database}/`] as const;
-    const settings = replaced(block('ini', 'launch=lmdb'), [
+    const settings = replaced(block('ini', this.version.setting), [
       [...database, 1],
       ['local-address=0.0.0.0, ::', `local-address=127.0.0.1\nlocal-port=${this.dnsPort}`, 1],
     ]);
@@ -89,7 +110,7 @@ class Host {
       join(this.directory, 'pdns.conf'),
       `${settings}${here.join('\n')}\nmodule-dir=${pdns}/modules\n`,
     );
-    const config = replaced(block('yaml', 'schema_tracks_changes'), [
+    const config = replaced(block('yaml', this.version.option), [
       ['instance: ns1', `instance: ${this.name}`, 1],
       [...database, 2],
       ['https://s3.example.net', s3.endpoint, 1],
@@ -103,7 +124,7 @@ class Host {
 
   /** Those of the page that lead to another host. */
   writeDig(hosts: readonly Host[]): void {
-    const dig = `exec ${toolPath('pdns-4.9')}/run dig -r`;
+    const dig = `exec ${toolPath(this.version.tool)}/run dig -r`;
     const where = hosts.map(({ name, dnsPort }) => {
       const address = `@192.0.2.${name.slice('ns'.length)}`;
       return `case " $* " in *" ${address} "*) where="@127.0.0.1 -p ${dnsPort}"; from=${address};; esac`;
@@ -117,7 +138,7 @@ class Host {
   }
 
   server() {
-    const command = join(toolPath('pdns-4.9'), 'run');
+    const command = join(toolPath(this.version.tool), 'run');
     return start({
       command: 'setpriv',
       args: ['--pdeathsig', 'SIGKILL', command, 'pdns_server', `--config-dir=${this.directory}`],
@@ -159,81 +180,86 @@ function lines(text: string): readonly string[] {
   return text.split('\n').filter(Boolean).sort();
 }
 
-describeWithTools(['minio', 'pdns-4.9'], 'docs/powerdns.md', () => {
-  test('its files and commands make two servers that do what it says', async () => {
-    await using dir = await tempDir('lightningstream-docs-');
-    await using s3 = await startMinio();
-    const hosts: Host[] = [];
-    for (const name of ['ns1', 'ns2']) {
-      const ports = [await freePort(), await freePort(), await freePort()] as const;
-      hosts.push(new Host(name, dir.join(name), ports));
-    }
-    for (const host of hosts) {
-      host.writeFiles(s3);
-      host.writeDig(hosts);
-    }
-    const [ns1, ns2] = hosts;
-    if (ns1 === undefined || ns2 === undefined) throw new Error('two hosts');
-    for (const line of page.split('\n').filter((line) => line.includes('--log-config version'))) {
-      expect((await ns1.prints(line.trim())).join('\n')).not.toMatch(/ERROR|WARNING|not built/);
-    }
+for (const version of [V49, V47]) {
+  describeWithTools(['minio', version.tool], `docs/powerdns.md, ${version.tool}`, () => {
+    test('its files and commands make two servers that do what it says', async () => {
+      await using dir = await tempDir('lightningstream-docs-');
+      await using s3 = await startMinio();
+      const hosts: Host[] = [];
+      for (const name of ['ns1', 'ns2']) {
+        const ports = [await freePort(), await freePort(), await freePort()] as const;
+        hosts.push(new Host(version, name, dir.join(name), ports));
+      }
+      for (const host of hosts) {
+        host.writeFiles(s3);
+        host.writeDig(hosts);
+      }
+      const [ns1, ns2] = hosts;
+      if (ns1 === undefined || ns2 === undefined) throw new Error('two hosts');
+      for (const line of page.split('\n').filter((line) => line.includes('--log-config version'))) {
+        expect((await ns1.prints(line.trim())).join('\n')).not.toMatch(/ERROR|WARNING|not built/);
+      }
 
-    await using daemon1 = await ns1.daemon();
-    await until(() => ['', '-0'].every((end) => statSync(join(ns1.database, `pdns.lmdb${end}`)).isFile()), {
-      what: 'the daemon makes both files',
+      await using daemon1 = await ns1.daemon();
+      await until(() => ['', '-0'].every((end) => statSync(join(ns1.database, `pdns.lmdb${end}`)).isFile()), {
+        what: 'the daemon makes both files',
+      });
+      await using server1 = await ns1.server();
+      await server1.waitForOutput(/Done launching threads/);
+      await using daemon2 = await ns2.daemon();
+      await using server2 = await ns2.server();
+      await server2.waitForOutput(/Done launching threads/);
+
+      const all = commands();
+      expect(all.length).toBeGreaterThan(8);
+      for (const { host: name, line, printed } of all) {
+        const host = hosts.find((candidate) => candidate.name === name);
+        expect([line, host?.name]).toEqual([line, name]);
+        const writes = /^pdnsutil (?!check)|-X PATCH/.test(line);
+        if (writes) expect([line, await host?.prints(line)]).toEqual([line, lines(printed)]);
+        else {
+          await until(
+            async () => {
+              const found = await host?.prints(line);
+              expect(found).toEqual(lines(printed));
+              return true;
+            },
+            { timeoutMs: 30_000, intervalMs: 200, what: `${name}# ${line}` },
+          );
+        }
+      }
+      // `same` above would be true of two servers without keys.
+      expect(await ns2.prints('dig +short @192.0.2.2 example.org DNSKEY')).toEqual([
+        expect.stringMatching(/^257 3 13 /),
+      ]);
+      for (const host of hosts) {
+        for (const file of ['pdns.lmdb', 'pdns.lmdb-lock', 'pdns.lmdb-0', 'pdns.lmdb-0-lock']) {
+          expect([file, (statSync(join(host.database, file)).mode & 0o777).toString(8)]).toEqual([
+            file,
+            '600',
+          ]);
+        }
+      }
+      for (const daemon of [daemon1, daemon2]) expect((await daemon.stop()).code).toBe(0);
     });
-    await using server1 = await ns1.server();
-    await server1.waitForOutput(/Done launching threads/);
-    await using daemon2 = await ns2.daemon();
-    await using server2 = await ns2.server();
-    await server2.waitForOutput(/Done launching threads/);
 
-    const all = commands();
-    expect(all.length).toBeGreaterThan(8);
-    for (const { host: name, line, printed } of all) {
-      const host = hosts.find((candidate) => candidate.name === name);
-      expect([line, host?.name]).toEqual([line, name]);
-      const writes = /^pdnsutil (?!check)|-X PATCH/.test(line);
-      if (writes) expect([line, await host?.prints(line)]).toEqual([line, lines(printed)]);
-      else {
-        await until(
-          async () => {
-            const found = await host?.prints(line);
-            expect(found).toEqual(lines(printed));
-            return true;
-          },
-          { timeoutMs: 30_000, intervalMs: 200, what: `${name}# ${line}` },
-        );
-      }
-    }
-    // `same` above would be true of two servers without keys.
-    expect(await ns2.prints('dig +short @192.0.2.2 example.org DNSKEY')).toEqual([
-      expect.stringMatching(/^257 3 13 /),
-    ]);
-    for (const host of hosts) {
-      for (const file of ['pdns.lmdb', 'pdns.lmdb-lock', 'pdns.lmdb-0', 'pdns.lmdb-0-lock']) {
-        expect([file, (statSync(join(host.database, file)).mode & 0o777).toString(8)]).toEqual([file, '600']);
-      }
-    }
-    for (const daemon of [daemon1, daemon2]) expect((await daemon.stop()).code).toBe(0);
+    test('its defaults are those of PowerDNS', async () => {
+      const command = join(toolPath(version.tool), 'run');
+      const { stdout } = await run({ command, args: ['pdns_server', '--no-config', '--config'] });
+      const rows = [...page.matchAll(/^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \| (\d+) s \|/gm)];
+      const documented = rows.flatMap(([, names = '', seconds]) =>
+        [...names.matchAll(/`([^`]+)`/g)].map(([, name]) => `${name}=${seconds}`),
+      );
+      expect(documented).toHaveLength(6);
+      const defaults = stdout.split('\n').map((line) => line.replace(/^# /, ''));
+      expect(documented.filter((setting) => !defaults.includes(setting))).toEqual([]);
+      // And the configuration on the page sets each of them.
+      const settings = block('ini', version.setting);
+      const names = documented.map((setting) => setting.split('=')[0] ?? '');
+      expect(names.filter((name) => !settings.includes(`\n${name}=`))).toEqual([]);
+    });
   });
-
-  test('its defaults are those of PowerDNS', async () => {
-    const command = join(toolPath('pdns-4.9'), 'run');
-    const { stdout } = await run({ command, args: ['pdns_server', '--no-config', '--config'] });
-    const rows = [...page.matchAll(/^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \| (\d+) s \|/gm)];
-    const documented = rows.flatMap(([, names = '', seconds]) =>
-      [...names.matchAll(/`([^`]+)`/g)].map(([, name]) => `${name}=${seconds}`),
-    );
-    expect(documented).toHaveLength(6);
-    const defaults = stdout.split('\n').map((line) => line.replace(/^# /, ''));
-    expect(documented.filter((setting) => !defaults.includes(setting))).toEqual([]);
-    // And the configuration on the page sets each of them.
-    const settings = block('ini', 'launch=lmdb');
-    const names = documented.map((setting) => setting.split('=')[0] ?? '');
-    expect(names.filter((name) => !settings.includes(`\n${name}=`))).toEqual([]);
-  });
-});
+}
 
 describe.skipIf(!hasSystemd)('docs/powerdns.md, with systemd', () => {
   test('systemd accepts its unit', async () => {
