@@ -151,11 +151,28 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
     await writeFile(file, content);
     await step('list', () => listed(session, storage));
     let stored = false;
+    const removed = async (): Promise<void> => {
+      // Also when the check is broken off: then with a signal of its own.
+      const { signal } = session;
+      const options = { signal: signal.aborted ? AbortSignal.timeout(10_000) : signal };
+      const isGone = await step('delete', async () => {
+        await storage.delete(probe, options);
+        return stored ? 'removed it' : 'allowed';
+      });
+      if (stored && !isGone)
+        await tell('storage.delete', 'warning', `the object ${probe} is still there: remove it by hand`);
+    };
     try {
       stored = await step('put', async () => {
         await storage.store(probe, file, session);
         return `stored the object ${probe}`;
       });
+      // A directory does not tell who may remove what is not there.
+      if (!stored && storage.type === 'fs') {
+        for (const name of ['get', 'delete'])
+          await tell(`storage.${name}`, 'warning', 'cannot be told, since nothing can be stored');
+        return;
+      }
       await step('get', async () => {
         const copy = path.join(directory, 'copy');
         try {
@@ -171,15 +188,7 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
         return 'read it back';
       });
     } finally {
-      // Also when the check is broken off: then with a signal of its own.
-      const { signal } = session;
-      const options = { signal: signal.aborted ? AbortSignal.timeout(10_000) : signal };
-      const removed = await step('delete', async () => {
-        await storage.delete(probe, options);
-        return stored ? 'removed it' : 'allowed';
-      });
-      if (stored && !removed)
-        await tell('storage.delete', 'warning', `the object ${probe} is still there: remove it by hand`);
+      if (stored || storage.type !== 'fs') await removed();
     }
   } finally {
     await rm(directory, { recursive: true, force: true });

@@ -64,7 +64,9 @@ export async function fixDuplicateDomains(
   if (options.json === true) {
     const duplicates = found.duplicates.map(({ keptTimestampNano, timestampNano, ...rest }) => ({
       ...rest,
+      keptTimestamp: rfc3339(keptTimestampNano),
       keptTimestampNano: String(keptTimestampNano),
+      timestamp: rfc3339(timestampNano),
       timestampNano: String(timestampNano),
     }));
     const { domains, renamed, transactionId } = found;
@@ -79,6 +81,12 @@ export async function fixDuplicateDomains(
     );
   }
   return 0;
+}
+
+/** In UTC with nine digits. */
+function rfc3339(nano: bigint): string {
+  const seconds = new Date(Number(nano / 1_000_000_000n) * 1000).toISOString().slice(0, -5);
+  return `${seconds}.${String(nano % 1_000_000_000n).padStart(9, '0')}Z`;
 }
 
 /** Opens the LMDB of that name, which must exist, for the time of `body`. */
