@@ -243,8 +243,8 @@ impl NativeEnvironment {
             Some(work),
             move |cancel| {
                 let _busy = busy;
-                // The time does not matter: nothing is written.
-                let shadow = Shadow { stamp: Stamp::Fixed(0), dupsort_hack };
+                // Nothing is written; an earlier time than a shadow's would hide a change.
+                let shadow = Shadow { stamp: Stamp::Fixed(u64::MAX), dupsort_hack };
                 pending(&lmdb, &CaptureOptions::new(shadow), cancel)
             },
             PendingOutcome::of,
