@@ -110,6 +110,7 @@ fn verify_all(env: &Environment, options: VerifyOptions, cancel: &Cancel) -> Res
         found.content = hasher.content();
         out.dbis.push(found);
     }
+    env.check_unshared()?;
     Ok(out)
 }
 
@@ -286,6 +287,7 @@ impl Comparer<'_> {
             missing: counts.missing,
             missing_deletions: counts.missing_deletions,
         });
+        self.env.check_unshared()?;
         Ok(Comparison {
             txn_id: txn.id(),
             meta: reader.meta().clone(),
