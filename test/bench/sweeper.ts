@@ -48,6 +48,7 @@ process.stdout.write(
         'RssAnon',
         'lock wait before',
         'lock wait',
+        'lock held',
       ],
       rows,
       2,
@@ -110,6 +111,7 @@ async function sweep(program: Program, base: string, dir: string): Promise<strin
     `${Math.round(peakAnonBytes / 1024 ** 2)} MiB`,
     `${quietMs.toFixed(1)} ms`,
     `${longestMs.toFixed(1)} ms`,
+    field('time_write_lock'),
   ];
 }
 

@@ -57,6 +57,10 @@ test('a restart in the middle begins anew, after first_interval, and does the re
   await using net = await cluster(1);
   const a = net.instance('a');
   await a.app.fill(20_000, { deletedEvery: 2 });
+  // A single pass is over before a sweep would make sense.
+  const once = a.log((await a.run({ args: ['sync', '--only-once'], config: { sweeper } })).stderr);
+  expect(once.map(({ msg }) => msg)).toContain('Stored snapshot');
+  expect(once.find(({ component }) => component === 'sweeper')).toBeUndefined();
   // One slice, and then hardly ever another.
   const slow = { ...sweeper, lock_duration: '1us', release_duration: '1h' };
   await a.start({ config: { sweeper: slow } });

@@ -218,7 +218,10 @@ describe('the last snapshot of an instance', () => {
     const cleaning = cleaner(change.instance === undefined ? {} : { instance: change.instance });
     await cleaning.clean(signal);
     if (change.stored ?? true)
-      cleaning.noteStored(parsed(ours), new Map([['gone', parsed(change.holds ?? last)]]));
+      cleaning.noteStored(
+        parsed(change.instance === undefined ? ours : last),
+        new Map([['gone', parsed(change.holds ?? last)]]),
+      );
     return !(await after(KEEP + 1, cleaning)).includes(last);
   }
 
