@@ -135,13 +135,18 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
   // No snapshot's name, and not below any database's prefix: nobody looks at it.
   const probe = `lightningstream-check-${randomBytes(6).toString('hex')}`;
   const directory = await mkdtemp(path.join(tmpdir(), 'lightningstream-check-'));
+  const { config } = session;
+  const createsBucket =
+    storage.type === 's3' && decodeOptions(config.storage.options, storageOptions.s3).createBucket;
   const step = async (name: string, body: () => Promise<string>): Promise<boolean> => {
     try {
       await tell(`storage.${name}`, 'ok', await body());
       return true;
     } catch (error) {
       if (isAbort(error)) throw error;
-      await tell(`storage.${name}`, 'error', reason(error));
+      if (createsBucket && error instanceof LightningStreamError && error.code === 'NoSuchBucket')
+        await tell('storage', 'warning', 'the bucket does not exist: a start will create it');
+      else await tell(`storage.${name}`, 'error', reason(error));
       return false;
     }
   };
@@ -149,7 +154,17 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
     const file = path.join(directory, 'probe');
     const content = `${probe}\n`;
     await writeFile(file, content);
-    await step('list', () => listed(session, storage));
+    let hasBucket = true;
+    await step('list', async () => {
+      try {
+        return await listed(session, storage);
+      } catch (error) {
+        hasBucket = !(error instanceof LightningStreamError && error.code === 'NoSuchBucket');
+        throw error;
+      }
+    });
+    // All else would fail for the same reason.
+    if (!hasBucket) return;
     let stored = false;
     const removed = async (): Promise<void> => {
       // Also when the check is broken off: then with a signal of its own.
