@@ -113,8 +113,7 @@ fn dbis(env: &Environment, options: &SweepOptions) -> Result<(Vec<String>, u64)>
     let mut names = Vec::new();
     let mut total = 0;
     for name in txn.dbi_names() {
-        let wanted =
-            if options.shadow { name.starts_with(SHADOW_PREFIX) } else { !name.starts_with(PRIVATE_PREFIX) };
+        let wanted = if options.shadow { name.starts_with(SHADOW_PREFIX) } else { !name.starts_with(PRIVATE_PREFIX) };
         let dbi = if wanted { txn.dbi(name)? } else { None };
         if let Some(dbi) = dbi.filter(|dbi| dbi.flags & flags::DUPSORT == 0) {
             total += txn.entries(dbi)?;
@@ -133,7 +132,7 @@ struct Sweep<'a> {
     walked: u64,
     /// A slice tries no more than this; less than all once the map was full.
     most: u64,
-    /// What the last slice came to, to foresee the commit of the next.
+    /// What the last slices came to, to foresee the commit of the next.
     last: Slice,
     /// When the lock was let go.
     unlocked: Option<Instant>,
@@ -329,7 +328,9 @@ impl Sweep<'_> {
         out.cleaned += removed;
         if removed > 0 {
             out.transactions += 1;
-            self.last = Slice { deleted: removed, commit: committing.elapsed() };
+            // A slow one is forgotten slowly: it is seldom alone.
+            let commit = committing.elapsed().max(self.last.commit * 3 / 4);
+            self.last = Slice { deleted: removed, commit };
             self.largest = self.largest.max(removed);
         }
         Ok(rest)
