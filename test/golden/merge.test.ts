@@ -1,25 +1,18 @@
 // Merging as the reference merges: the same LMDB afterwards, byte for byte, read with another LMDB implementation.
-import { existsSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { loadNative } from '../../src/native/index.ts';
-import { deletedCutoffNano } from '../../src/sync/syncer.ts';
-import { readLmdb } from '../helpers/lmdb.ts';
-import { run } from '../helpers/process.ts';
-import { caseRunner, comparable, expectWrittenByUs, prepare, readCases } from './cases.ts';
+import { caseRunner, comparable, expectWrittenByUs, isShadow, readCases } from './cases.ts';
 
 const all = readCases('merge-native');
-/** Its configuration turns the sweeper on. */
-const needsSweeper = 'sweeper-load-cutoff';
+const allShadow = readCases('merge-shadow');
 
 test('all cases are there', () => {
   expect(all.filter(({ native }) => native)).toHaveLength(29);
+  expect(allShadow.filter(({ native }) => !native)).toHaveLength(29);
 });
 
 describe.concurrent('receive --only-once', () => {
   const runCase = caseRunner();
-  const cases = all.filter(({ name }) => name !== needsSweeper);
-  test.each(cases.map((golden) => [golden.name, golden.description, golden] as const))(
+  test.each(all.map((golden) => [golden.name, golden.description, golden] as const))(
     '%s: %s',
     async (...[, , golden]) => {
       const { expected } = golden;
@@ -44,56 +37,55 @@ describe.concurrent('receive --only-once', () => {
   );
 });
 
-describe(needsSweeper, () => {
-  const golden = all.find(({ name }) => name === needsSweeper);
-  if (golden === undefined) throw new Error(`${needsSweeper} is missing`);
+describe.concurrent('receive --only-once, in shadow mode', () => {
+  const runCase = caseRunner();
+  /** What is wrong with the LMDB or the configuration, in our words. */
+  const errors: Readonly<Record<string, RegExp>> = {
+    'error-dupsort-key-too-long':
+      /dupsort_hack .*keys of 1 to 255 bytes.* 256, DBI idx, key 6b6b.*\(DBI_UNSUPPORTED\)$/,
+    'error-dupsort-not-unique':
+      /two values of one key .*dupsort_hack .*DBI idx, key 6b6b.*\(DBI_UNSUPPORTED\)$/,
+    'error-dupsort-reverse-order':
+      /dupsort_hack would reverse the order .*DBI idx, key 6b0000.*\(DBI_UNSUPPORTED\)$/,
+    'error-dupsort-snapshot-without-hack':
+      /^snapshot main__remote__\S+ .*dupsort_hack: true, DBI idx \(DBI_UNSUPPORTED\)$/,
+    'error-dupsort-without-hack': /dupsort_hack: true, DBI idx \(DBI_UNSUPPORTED\)$/,
+    'error-reversekey': /MDB_REVERSEKEY.*DBI rev, key 617a \(DBI_UNSUPPORTED\)$/,
+    'error-shadow-value-too-short':
+      /value of 5 bytes is too short for a header of 24, DBI _sync_shadow_data, key 61 \(HEADER_INVALID\)$/,
+  };
 
-  test('what the sweeper removes does not come back', async () => {
-    await using place = await prepare(golden);
-    const before = await readLmdb(place.lmdbPath, { noSubdir: true });
-    const env = loadNative().openEnvironment(place.lmdbPath, {
-      noSubdir: true,
-      create: true,
-      dirMask: 0o775,
-      fileMask: 0o664,
-      mapSizeBytes: 8 << 20,
-      maxDbs: 64,
-    });
-    // The retention of the case's configuration, the margin left to its default.
-    const sweeper = {
-      enabled: true,
-      retentionDays: 370,
-      retentionLoadCutoffDurationMs: 0,
-      intervalMs: 0,
-      firstIntervalMs: 0,
-      lockDurationMs: 0,
-      releaseDurationMs: 0,
-    };
-    for (const name of readdirSync(place.storagePath).sort()) {
-      await env.merge({
-        spoolPath: join(place.storagePath, name),
-        mode: 'native',
-        dupsortHack: false,
-        captureNano: 0n,
-        deletedCutoffNano: deletedCutoffNano(sweeper, BigInt(Date.now()) * 1_000_000n),
-        createFlags: {},
-        headerExtraPaddingBlock: false,
-      });
-    }
-    await env.close();
-    const after = await readLmdb(place.lmdbPath, { noSubdir: true });
-    expect(comparable(after, golden.expected.dbis)).toEqual(golden.expected.dbis);
-    expect(expectWrittenByUs({ before, after })).toBeGreaterThan(0);
+  test('what ended the reference ends our run', () => {
+    const failed = allShadow.filter(({ expected }) => expected.exit !== 0).map(({ name }) => name);
+    expect(Object.keys(errors)).toEqual(failed);
   });
 
-  test('the program does not pretend to have a sweeper', async () => {
-    await using place = await prepare(golden);
-    const { code, stdout, stderr } = await run({
-      args: ['-c', golden.configPath, 'receive', '--only-once'],
-      env: place.env,
-    });
-    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
-    expect(stderr).toMatch(/^lightningstream: \S+: sweeper\.enabled: [^\n]+\n$/);
-    expect(existsSync(`${place.lmdbPath}-lock`)).toBe(false);
-  });
+  test.each(allShadow.map((golden) => [golden.name, golden.description, golden] as const))(
+    '%s: %s',
+    async (...[name, , golden]) => {
+      const { expected } = golden;
+      const { code, complaints, before, after, newObjects, period } = await runCase(golden);
+      const { alternatives = {} } = expected;
+      expect(comparable(after, expected.dbis, { period, alternatives })).toEqual(expected.dbis);
+      expect({ code, newObjects: newObjects.size }).toEqual({ code: expected.exit, newObjects: 0 });
+      const written = expectWrittenByUs({ before, after, shadow: true });
+
+      const error = errors[name];
+      if (error !== undefined) {
+        expect(complaints).toEqual([
+          expect.objectContaining({ level: 'error', error: expect.stringMatching(error) as string }),
+        ]);
+        if (expected.unchanged) expect(after).toEqual(before);
+        return;
+      }
+      // A table that the application did not have is worth a warning; its shadow is our own matter.
+      const created = Object.keys(expected.dbis).filter(
+        (dbi) => before?.dbis[dbi] === undefined && !isShadow(dbi),
+      );
+      expect(complaints.map(({ level, dbi }) => `${level} ${String(dbi)}`).sort()).toEqual(
+        created.map((dbi) => `warning ${dbi}`).sort(),
+      );
+      expect(written + created.length).toBeGreaterThan(0);
+    },
+  );
 });

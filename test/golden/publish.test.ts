@@ -9,79 +9,10 @@ import { parseSnapshotName } from '../../src/snapshot/name.ts';
 import { type LmdbContents, readLmdb } from '../helpers/lmdb.ts';
 import { type Finished, run, type TempDir, tempDir } from '../helpers/process.ts';
 import { comparable, expectWrittenByUs, parseLog, readCases, readObjects } from './cases.ts';
+import { takeApart } from './wire.ts';
 
 const golden = fileURLToPath(new URL('pdns-4.9-native/', import.meta.url));
 const databases = ['main', 'shard'] as const;
-
-/** Field numbers of the wire format. */
-const snapshotField = { meta: 2 } as const;
-const metaField = { hostname: 3, timestampNano: 5 } as const;
-
-interface Field {
-  readonly number: number;
-  readonly wireType: number;
-  /** Where the field begins, tag included. */
-  readonly start: number;
-  /** Where its content begins: behind the length of a length-delimited one. */
-  readonly content: number;
-  readonly end: number;
-}
-
-/** The fields of one protobuf message in `bytes[start, end)`; only the wire types that snapshots have. */
-function* fieldsOf(bytes: Buffer, from: number, to: number): Generator<Field> {
-  let at = from;
-  const varint = (): number => {
-    let value = 0;
-    for (let factor = 1; ; factor *= 128) {
-      const byte = bytes.readUInt8(at++);
-      value += (byte & 0x7f) * factor;
-      if (byte < 0x80) return value;
-    }
-  };
-  while (at < to) {
-    const start = at;
-    const tag = varint();
-    const wireType = tag & 7;
-    let content = at;
-    if (wireType === 0) varint();
-    else if (wireType === 1) at += 8;
-    else if (wireType === 2) {
-      const length = varint();
-      content = at;
-      at += length;
-    } else throw new Error(`wire type ${wireType} at byte ${start}`);
-    yield { number: tag >> 3, wireType, start, content, end: at };
-  }
-  if (at !== to) throw new Error(`a field ends at byte ${at}, its message at ${to}`);
-}
-
-/** A snapshot taken apart: what belongs to a run, and all other bytes. */
-function takeApart(object: Buffer): { hostname: string; timestampNano: bigint; rest: readonly string[] } {
-  const bytes = gunzipSync(object);
-  let host = '';
-  let timestampNano = 0n;
-  const rest: string[] = [];
-  for (const field of fieldsOf(bytes, 0, bytes.length)) {
-    if (field.number !== snapshotField.meta) {
-      rest.push(bytes.toString('hex', field.start, field.end));
-      continue;
-    }
-    // Its own length depends on the host's name.
-    rest.push(`Meta, tag ${bytes.toString('hex', field.start, field.start + 1)}`);
-    for (const inner of fieldsOf(bytes, field.content, field.end)) {
-      if (inner.number === metaField.hostname) {
-        host = bytes.toString('utf8', inner.content, inner.end);
-        rest.push('hostname');
-      } else if (inner.number === metaField.timestampNano) {
-        timestampNano = bytes.readBigUInt64LE(inner.content);
-        rest.push('timestampNano');
-      } else {
-        rest.push(bytes.toString('hex', inner.start, inner.end));
-      }
-    }
-  }
-  return { hostname: host, timestampNano, rest };
-}
 
 interface Published extends AsyncDisposable {
   readonly dir: TempDir;

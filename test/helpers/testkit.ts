@@ -22,6 +22,17 @@ export interface TestkitRecord {
   readonly deleted: boolean;
 }
 
+/** A change without headers; of a DUPSORT DBI, one duplicate. */
+export interface PlainChange {
+  readonly dbi: string;
+  /** To create the DBI with, as in lmdb.h. */
+  readonly flags?: number;
+  /** Bytes are for keys that are no text. */
+  readonly key: string | Buffer;
+  readonly value?: string | Buffer;
+  readonly remove?: boolean;
+}
+
 interface Pending {
   readonly resolve: (answer: Record<string, unknown>) => void;
   readonly reject: (error: Error) => void;
@@ -86,19 +97,47 @@ export class Testkit implements AsyncDisposable {
     };
   }
 
-  /** Adds records that look like those of PowerDNS' `records_v5`. */
-  async fill(records: number): Promise<void> {
-    await this.call({ op: 'fill', count: records });
+  /** One transaction of an application that knows nothing of headers. */
+  async plain(...changes: readonly PlainChange[]): Promise<void> {
+    const entries = changes.map(({ key, value = '', ...rest }) => ({
+      ...rest,
+      key: hex(key),
+      value: hex(value),
+    }));
+    await this.call({ op: 'plain', entries });
+  }
+
+  /** The DBIs without headers that the application knows, or with `shadows` the others: `key = value` as text, or hexadecimal. */
+  async plainDump(
+    options: { readonly shadows?: boolean; readonly encoding?: 'utf8' | 'hex' } = {},
+  ): Promise<Record<string, readonly string[]>> {
+    const { shadows = false, encoding = 'utf8' } = options;
+    const { dbis } = (await this.call({ op: 'plaindump' })) as {
+      dbis: Record<string, { entries: readonly (readonly [string, string])[] }>;
+    };
+    return Object.fromEntries(
+      Object.entries(dbis)
+        .filter(([name]) => name.startsWith('_sync') === shadows)
+        .map(([name, { entries }]) => [
+          name,
+          entries.map((pair) => pair.map((part) => Buffer.from(part, 'hex').toString(encoding)).join(' = ')),
+        ]),
+    );
+  }
+
+  /** Adds records that look like those of PowerDNS' `records_v5`; with `deletedEvery` n, every n-th is a deletion from 1970. */
+  async fill(records: number, options: { deletedEvery?: number; plain?: boolean } = {}): Promise<void> {
+    await this.call({ op: 'fill', count: records, ...options });
   }
 
   /** Gives this part of the filled records a newer timestamp and another value; or, with `keepValue`, the same one. */
-  async touch(fraction: number, options: { keepValue?: boolean } = {}): Promise<void> {
+  async touch(fraction: number, options: { keepValue?: boolean; plain?: boolean } = {}): Promise<void> {
     await this.call({ op: 'touch', fraction, ...options });
   }
 
-  /** Hash of all records, the local transaction ids left out: equal where two databases agree. */
-  async digest(): Promise<string> {
-    return String((await this.call({ op: 'digest' }))['digest']);
+  /** Hash of all records, the local transaction ids left out: equal where two databases agree. `plain`: of the application's, without headers. */
+  async digest(options: { plain?: boolean } = {}): Promise<string> {
+    return String((await this.call({ op: 'digest', ...options }))['digest']);
   }
 
   /** Keeps taking the write lock for so long; the longest time it had to wait for it. */
@@ -132,8 +171,8 @@ function testkitPath(): string {
   );
 }
 
-function hex(text: string): string {
-  return Buffer.from(text).toString('hex');
+function hex(text: string | Buffer): string {
+  return (typeof text === 'string' ? Buffer.from(text) : text).toString('hex');
 }
 
 function timestamp(options: { timestampNano?: bigint }): { timestamp?: string } {

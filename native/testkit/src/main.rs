@@ -9,11 +9,13 @@
 //! | delete | dbi, key, timestamp? | transactionId |
 //! | update | entries: [{dbi, key, value, deleted?, timestamp}] | transactionId, applied |
 //! | raw | dbi, key, value (stored bytes, header included), flags? | transactionId |
+//! | plain | entries: [{dbi, flags?, key, value, remove?}] (no headers; of a DUPSORT DBI one duplicate each), one transaction | transactionId |
+//! | plaindump | | dbis: {name: {flags, entries: [[key, value]]}} |
 //! | get | dbi, key | found, value, timestamp, deleted |
 //! | dump | | dbis: {name: {key: {value, timestamp, deleted}}} |
-//! | digest | | digest: hash of all records without transaction ids |
-//! | fill | count, valueBytes? | transactionId |
-//! | touch | fraction, keepValue? | changed |
+//! | digest | plain? (no headers, our DBIs left out) | digest: hash of all records without transaction ids |
+//! | fill | count, valueBytes?, deletedEvery? (that record of so many is a deletion from 1970), plain? (no headers) | transactionId |
+//! | touch | fraction, keepValue?, plain? | changed |
 //! | lockloop | durationMs | longestWaitNs, rounds |
 //! | lock / unlock | | holds the write lock between the two |
 
@@ -58,21 +60,35 @@ enum Request {
         value: String,
         flags: Option<u32>,
     },
+    /// One transaction of an application that knows nothing of headers.
+    Plain {
+        entries: Vec<Plain>,
+    },
+    Plaindump,
     Get {
         dbi: String,
         key: String,
     },
     Dump,
-    Digest,
+    Digest {
+        #[serde(default)]
+        plain: bool,
+    },
     Fill {
         count: u64,
         #[serde(rename = "valueBytes")]
         value_bytes: Option<usize>,
+        #[serde(rename = "deletedEvery")]
+        deleted_every: Option<u64>,
+        #[serde(default)]
+        plain: bool,
     },
     Touch {
         fraction: f64,
         #[serde(default, rename = "keepValue")]
         keep_value: bool,
+        #[serde(default)]
+        plain: bool,
     },
     Lockloop {
         #[serde(rename = "durationMs")]
@@ -93,6 +109,18 @@ struct Update {
     timestamp: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plain {
+    dbi: String,
+    #[serde(default)]
+    flags: u32,
+    key: String,
+    value: String,
+    #[serde(default)]
+    remove: bool,
+}
+
 fn main() {
     let mut options = EnvOptions { create: true, ..EnvOptions::default() };
     let mut path = None;
@@ -101,7 +129,7 @@ fn main() {
             options.no_subdir = true;
         } else if let Some(size) = argument.strip_prefix("--map-size=") {
             options.map_bytes = size.parse().unwrap_or_else(|_| usage());
-        } else if path.is_none() {
+        } else if path.is_none() && !argument.starts_with('-') {
             path = Some(argument);
         } else {
             usage();
@@ -170,11 +198,15 @@ fn serve(env: &Environment, request: Request) -> Result<Value> {
             *out = bytes(&value)?;
             Ok(())
         }),
+        Request::Plain { entries } => plain(env, &entries),
+        Request::Plaindump => plain_dump(env),
         Request::Get { dbi, key } => get(env, &dbi, &bytes(&key)?),
         Request::Dump => dump(env),
-        Request::Digest => digest(env),
-        Request::Fill { count, value_bytes } => fill(env, count, value_bytes.unwrap_or(32)),
-        Request::Touch { fraction, keep_value } => touch(env, fraction, keep_value),
+        Request::Digest { plain } => digest(env, plain),
+        Request::Fill { count, value_bytes, deleted_every, plain } => {
+            fill(env, count, value_bytes.unwrap_or(32), deleted_every, plain)
+        }
+        Request::Touch { fraction, keep_value, plain } => touch(env, fraction, keep_value, plain),
         Request::Lockloop { duration_ms } => lock_loop(env, Duration::from_millis(duration_ms)),
         Request::Lock | Request::Unlock => Err(Error::new(Code::InvalidArgument, "no lock is held")),
     }
@@ -230,6 +262,41 @@ fn update(env: &Environment, entries: &[Update]) -> Result<Value> {
     Ok(json!({ "transactionId": id.to_string(), "applied": applied }))
 }
 
+fn plain(env: &Environment, entries: &[Plain]) -> Result<Value> {
+    let mut txn = env.write(true, &Cancel::new())?;
+    let id = txn.id();
+    for Plain { dbi, flags, key, value, remove } in entries {
+        let (key, value) = (bytes(key)?, bytes(value)?);
+        let handle = match txn.dbi(dbi)? {
+            Some(handle) => handle,
+            None => txn.create_dbi(dbi, *flags)?,
+        };
+        let mut cursor = txn.cursor(handle)?;
+        if *remove {
+            cursor.delete(&key, &value)?;
+        } else {
+            cursor.put(&key, &value, false)?;
+        }
+    }
+    txn.commit()?;
+    Ok(json!({ "transactionId": id.to_string() }))
+}
+
+fn plain_dump(env: &Environment) -> Result<Value> {
+    let txn = env.read()?;
+    let mut dbis = serde_json::Map::new();
+    for name in txn.dbi_names() {
+        let Some(dbi) = txn.dbi(name)? else { continue };
+        let mut cursor = txn.cursor(dbi)?;
+        let mut entries = Vec::new();
+        while let Some((key, value)) = cursor.next()? {
+            entries.push(json!([hex(key), hex(value)]));
+        }
+        dbis.insert(name.to_owned(), json!({ "flags": dbi.flags, "entries": entries }));
+    }
+    Ok(json!({ "dbis": dbis }))
+}
+
 fn get(env: &Environment, dbi: &str, key: &[u8]) -> Result<Value> {
     let txn = env.read()?;
     let Some(handle) = txn.dbi(dbi)? else { return Ok(json!({ "found": false })) };
@@ -270,7 +337,7 @@ fn dump(env: &Environment) -> Result<Value> {
 }
 
 /// FNV-1a over everything in order: for telling apart, not for security.
-fn digest(env: &Environment) -> Result<Value> {
+fn digest(env: &Environment, plain: bool) -> Result<Value> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
@@ -279,6 +346,13 @@ fn digest(env: &Environment) -> Result<Value> {
     };
     let mut entries = 0_u64;
     each(env, |name, key, stored| {
+        if plain {
+            if !name.starts_with("_sync") {
+                [name.as_bytes(), key, stored].map(&mut add);
+                entries += 1;
+            }
+            return Ok(());
+        }
         let native = header::parse(stored)?;
         add(name.as_bytes());
         add(key);
@@ -292,7 +366,7 @@ fn digest(env: &Environment) -> Result<Value> {
 }
 
 /// Records like those of a PowerDNS shard: key = domain id, name in reverse label order, type; value = header and a small payload.
-fn fill(env: &Environment, count: u64, value_bytes: usize) -> Result<Value> {
+fn fill(env: &Environment, count: u64, value_bytes: usize, deleted_every: Option<u64>, plain: bool) -> Result<Value> {
     let cancel = Cancel::new();
     // All in the past, so that whatever is written next is newer.
     let start = now() - count * 1000;
@@ -320,7 +394,13 @@ fn fill(env: &Environment, count: u64, value_bytes: usize) -> Result<Value> {
                 value.extend_from_slice(&(seed >> 32).to_be_bytes());
             }
             value.truncate(value_bytes);
-            header::build(&mut stored, start + number * 1000, id, 0, &value, false);
+            if plain {
+                stored.clone_from(&value);
+            } else if deleted_every.is_some_and(|every| number % every == 0) {
+                header::build(&mut stored, number, id, FLAG_DELETED, &[], false);
+            } else {
+                header::build(&mut stored, start + number * 1000, id, 0, &value, false);
+            }
             cursor.put(&key, &stored, append)?;
         }
         drop(cursor);
@@ -331,14 +411,15 @@ fn fill(env: &Environment, count: u64, value_bytes: usize) -> Result<Value> {
 
 /// Rewrites every n-th filled record with a new timestamp and a changed payload; with `keep_value` with the payload it has, which the
 /// application still has to understand.
-fn touch(env: &Environment, fraction: f64, keep_value: bool) -> Result<Value> {
+fn touch(env: &Environment, fraction: f64, keep_value: bool, plain: bool) -> Result<Value> {
     let step = (1.0 / fraction).round().max(1.0) as u64;
     let mut keys = Vec::new();
     let mut position = 0;
     each(env, |name, key, stored| {
         if name == FILLED_DBI {
             if position % step == 0 {
-                keys.push((key.to_vec(), header::parse(stored)?.value.to_vec()));
+                let value = if plain { stored } else { header::parse(stored)?.value };
+                keys.push((key.to_vec(), value.to_vec()));
             }
             position += 1;
         }
@@ -353,7 +434,11 @@ fn touch(env: &Environment, fraction: f64, keep_value: bool) -> Result<Value> {
         if !keep_value {
             value.reverse();
         }
-        header::build(&mut stored, timestamp, id, 0, value, false);
+        if plain {
+            stored.clone_from(value);
+        } else {
+            header::build(&mut stored, timestamp, id, 0, value, false);
+        }
         cursor.put(key, &stored, false)?;
     }
     drop(cursor);
