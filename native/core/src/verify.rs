@@ -231,7 +231,9 @@ impl Comparer<'_> {
                 Event::Entry { key, value, timestamp, flags } => {
                     if let Some(current) = &mut current {
                         let incoming = Incoming::new(key, value, timestamp, flags, current.format_version);
-                        current.look(&incoming, self.options.deleted_cutoff).map_err(|e| e.in_dbi(current.name.as_str()))?;
+                        current
+                            .look(&incoming, self.options.deleted_cutoff)
+                            .map_err(|e| e.in_dbi(current.name.as_str()))?;
                     }
                     self.seen += 1;
                     if self.seen.is_multiple_of(CHECK_EVERY) {
