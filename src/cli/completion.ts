@@ -126,7 +126,7 @@ complete -F _${PROGRAM} ${PROGRAM}
 function bashReply(what: ReturnType<typeof kind>, words: readonly string[]): string {
   if (what === 'words') return `COMPREPLY=($(compgen -W ${quote(words.join(' '), 'bash')} -- "$cur"));`;
   if (what === 'any') return '';
-  return 'compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur");';
+  return 'compopt -o filenames 2>/dev/null || :; mapfile -t COMPREPLY < <(compgen -f -- "$cur");';
 }
 
 // ---- zsh -----------------------------------------------------------------------------------------------------------------------

@@ -4,18 +4,23 @@ import { print } from './io.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 
+export interface MigrateTimestampsFlags {
+  readonly database: string;
+  readonly srcDbi: string;
+  readonly dstDbi: string;
+  readonly addDeleteEntries?: true;
+  readonly ignoreSrcDbiNotPresent?: true;
+  readonly json?: true;
+}
+
+export interface FixDuplicateDomainsFlags {
+  readonly database: string;
+  readonly dangerousDoRename?: true;
+  readonly json?: true;
+}
+
 /** `experimental migrate-timestamps` */
-export async function migrateTimestamps(
-  session: Session,
-  options: {
-    readonly database: string;
-    readonly srcDbi: string;
-    readonly dstDbi: string;
-    readonly addDeleteEntries?: true;
-    readonly ignoreSrcDbiNotPresent?: true;
-    readonly json?: true;
-  },
-): Promise<number> {
+export async function migrateTimestamps(session: Session, options: MigrateTimestampsFlags): Promise<number> {
   const { io, logger, signal } = session;
   const { database: db, srcDbi, dstDbi } = options;
   if (srcDbi === dstDbi) throw new UsageError('--src-dbi and --dst-dbi are the same DBI');
@@ -44,7 +49,7 @@ export async function migrateTimestamps(
 /** `experimental pdns-v5-fix-duplicate-domains` */
 export async function fixDuplicateDomains(
   session: Session,
-  options: { readonly database: string; readonly dangerousDoRename?: true; readonly json?: true },
+  options: FixDuplicateDomainsFlags,
 ): Promise<number> {
   const { io, logger, signal } = session;
   const { database: db, dangerousDoRename: rename = false } = options;

@@ -3,6 +3,7 @@ import type { ConfigError } from '../config/error.ts';
 import { parseDuration } from '../config/units.ts';
 import type { LogFormat, LogLevel, LogTimestamp } from '../config/types.ts';
 import type { Shell } from './completion.ts';
+import type { FixDuplicateDomainsFlags, MigrateTimestampsFlags } from './experimental.ts';
 import type { Io } from './io.ts';
 import type { Session } from './session.ts';
 
@@ -235,7 +236,7 @@ export function createProgram(runner: Runner): Command {
     .option('--add-delete-entries', 'add the deletions of the source that the destination does not know')
     .option('--ignore-src-dbi-not-present', 'do nothing if there is no such source')
     .option('--json', 'as JSON')
-    .action((options: Parameters<typeof import('./experimental.ts').migrateTimestamps>[1]) =>
+    .action((options: MigrateTimestampsFlags) =>
       runner.configured(async (session) =>
         (await import('./experimental.ts')).migrateTimestamps(session, options),
       ),
@@ -252,7 +253,7 @@ export function createProgram(runner: Runner): Command {
     .requiredOption('-d, --database <name>', 'the main LMDB of PowerDNS')
     .option('--dangerous-do-rename', 'rename all but the oldest')
     .option('--json', 'as JSON')
-    .action((options: Parameters<typeof import('./experimental.ts').fixDuplicateDomains>[1]) =>
+    .action((options: FixDuplicateDomainsFlags) =>
       runner.configured(async (session) =>
         (await import('./experimental.ts')).fixDuplicateDomains(session, options),
       ),

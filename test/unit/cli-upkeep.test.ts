@@ -240,13 +240,12 @@ describe('experimental pdns-v5-fix-duplicate-domains', () => {
       dbis: Record<string, Record<string, { timestamp: string; deleted: boolean }>>;
     };
     const { domains_v5_0: entries = {} } = dbis;
-    expect(Object.entries(entries).map(([key, { deleted }]) => [key, deleted])).toEqual(
-      [
-        [index(['example'], 1), false],
-        [index(['example'], 2), true],
-        [index(['invalid', 'dup-2', 'example'], 2), false],
-      ].toSorted(),
-    );
+    const deleted = Object.fromEntries(Object.entries(entries).map(([key, entry]) => [key, entry.deleted]));
+    expect(deleted).toEqual({
+      [index(['example'], 1)]: false,
+      [index(['example'], 2)]: true,
+      [index(['invalid', 'dup-2', 'example'], 2)]: false,
+    });
     expect(BigInt(entries[index(['example'], 2)]?.timestamp ?? 0)).toBeGreaterThanOrEqual(before);
   });
 });

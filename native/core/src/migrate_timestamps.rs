@@ -111,7 +111,8 @@ fn named<'a>(view: &ReadTxn<'_>, name: &'a str) -> Result<Named<'a>> {
 
 fn no_dbi(view: &ReadTxn<'_>, name: &str) -> Error {
     let names: Vec<_> = view.dbi_names().collect();
-    let there = if names.is_empty() { "the LMDB is empty".to_owned() } else { format!("there is {}", names.join(", ")) };
+    let there =
+        if names.is_empty() { "the LMDB is empty".to_owned() } else { format!("there is {}", names.join(", ")) };
     Error::new(Code::InvalidArgument, format!("there is no DBI {name}; {there}"))
 }
 
@@ -144,9 +145,7 @@ fn walk(
         let has = (side != Ordering::Greater).then_some(from).flatten();
         let gets = (side != Ordering::Less).then_some(to).flatten();
         let deletion = match has {
-            Some((key, value)) if add_deletions => {
-                is_deletion(value).map_err(|e| e.in_dbi(source.name).at_key(key))?
-            }
+            Some((key, value)) if add_deletions => is_deletion(value).map_err(|e| e.in_dbi(source.name).at_key(key))?,
             _ => false,
         };
         let local = match gets {

@@ -83,23 +83,33 @@ mod migrating {
         odd[18] = 0xee;
         odd[23] = 1;
         odd.extend_from_slice(b"EXTBLOCKvalue");
-        put_raw(&env, "new", 0, &[
-            entry(b"equal", native(9, 2, 0, b"e")),
-            entry(b"mine", native(9, 2, 0, b"m")),
-            entry(b"newer", native(9, 2, 0, b"n")),
-            entry(b"odd", odd.clone()),
-            entry(b"older", native(9, 2, 1, b"")),
-        ]);
-        put_raw(&env, "old", 0, &[
-            entry(b"deleted", native(7, 1, 1, b"")),
-            entry(b"equal", native(9, 1, 0, b"x")),
-            entry(b"live", native(8, 1, 0, b"x")),
-            entry(b"newer", native(8, 1, 0, b"x")),
-            entry(b"odd", native(6, 1, 0, b"x")),
-            // Only a timestamp.
-            entry(b"older", 10_u64.to_be_bytes().to_vec()),
-            entry(b"very old", 3_u64.to_be_bytes().to_vec()),
-        ]);
+        put_raw(
+            &env,
+            "new",
+            0,
+            &[
+                entry(b"equal", native(9, 2, 0, b"e")),
+                entry(b"mine", native(9, 2, 0, b"m")),
+                entry(b"newer", native(9, 2, 0, b"n")),
+                entry(b"odd", odd.clone()),
+                entry(b"older", native(9, 2, 1, b"")),
+            ],
+        );
+        put_raw(
+            &env,
+            "old",
+            0,
+            &[
+                entry(b"deleted", native(7, 1, 1, b"")),
+                entry(b"equal", native(9, 1, 0, b"x")),
+                entry(b"live", native(8, 1, 0, b"x")),
+                entry(b"newer", native(8, 1, 0, b"x")),
+                entry(b"odd", native(6, 1, 0, b"x")),
+                // Only a timestamp.
+                entry(b"older", 10_u64.to_be_bytes().to_vec()),
+                entry(b"very old", 3_u64.to_be_bytes().to_vec()),
+            ],
+        );
         let source = raw_contents(&env)["old"].clone();
         let done = migrate(&env, &MIGRATION).unwrap();
         let id = env.last_txn_id();
@@ -133,7 +143,10 @@ mod migrating {
         let done = migrate(&env, &Migration { add_deletions: false, ..MIGRATION }).unwrap();
         assert_eq!(done, Migrated::default());
         let error = migrate(&env, &MIGRATION).unwrap_err();
-        assert_eq!((error.code, error.dbi.as_deref(), error.key.as_deref()), (Code::HeaderInvalid, Some("old"), Some(&b"c"[..])));
+        assert_eq!(
+            (error.code, error.dbi.as_deref(), error.key.as_deref()),
+            (Code::HeaderInvalid, Some("old"), Some(&b"c"[..]))
+        );
         assert_eq!(raw_contents(&env)["new"].len(), 1);
     }
 
@@ -159,7 +172,12 @@ mod migrating {
             ("short", "good", Code::HeaderInvalid, "DBI short, key 61"),
             ("full", "good", Code::HeaderInvalid, "a deleted record has a value, DBI full, key 63"),
             ("good", "good", Code::InvalidArgument, "the same DBI"),
-            ("none", "good", Code::InvalidArgument, "there is no DBI none; there is eight, four, full, good, many, new, old, short"),
+            (
+                "none",
+                "good",
+                Code::InvalidArgument,
+                "there is no DBI none; there is eight, four, full, good, many, new, old, short",
+            ),
             ("good", "none", Code::InvalidArgument, "there is no DBI none"),
             ("many", "good", Code::DbiUnsupported, "MDB_DUPSORT has no timestamps, DBI many"),
             ("four", "good", Code::InvalidArgument, "of different kinds (flags 0x08 and 0x00)"),
@@ -257,7 +275,11 @@ mod domains {
         let (_dir, env) = pdns(&[0, 0, 0, 5], &some());
         let last = env.last_txn_id();
         let found = fix_duplicate_domains(&env, false, 250, &Cancel::new()).unwrap();
-        let rows: Vec<_> = found.duplicates.iter().map(|d| (d.domain.as_str(), d.kept_id, d.id, d.new_name.as_deref().unwrap())).collect();
+        let rows: Vec<_> = found
+            .duplicates
+            .iter()
+            .map(|d| (d.domain.as_str(), d.kept_id, d.id, d.new_name.as_deref().unwrap()))
+            .collect();
         let expected = [
             ("a.example", 3, 5, "a.example.dup-5.invalid"),
             ("a.example", 3, 0xffff_fffe, "a.example.dup-4294967294.invalid"),
@@ -269,7 +291,10 @@ mod domains {
         let fixed = fix_duplicate_domains(&env, true, 250, &Cancel::new()).unwrap();
         let id = env.last_txn_id();
         assert_eq!((fixed.duplicates, fixed.txn_id), (found.duplicates, Some(id)));
-        assert_eq!(fixed.renamed, ["a.example.dup-4294967294.invalid", "a.example.dup-5.invalid", "c.example.dup-1.invalid"]);
+        assert_eq!(
+            fixed.renamed,
+            ["a.example.dup-4294967294.invalid", "a.example.dup-5.invalid", "c.example.dup-1.invalid"]
+        );
         let mut index: BTreeMap<_, _> = some().into_iter().collect();
         index.insert(key(&["example", "a"], 5), native(250, id, 1, b""));
         // Newer than what it replaces, although the clock is behind.
