@@ -348,7 +348,7 @@ fn digest(env: &Environment, plain: bool) -> Result<Value> {
     each(env, |name, key, stored| {
         if plain {
             if !name.starts_with("_sync") {
-                [name.as_bytes(), key, stored].map(&mut add);
+                [name.as_bytes(), key, stored].into_iter().for_each(&mut add);
                 entries += 1;
             }
             return Ok(());
