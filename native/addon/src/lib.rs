@@ -179,12 +179,12 @@ macro_rules! outcome {
     };
 }
 
-mod capture;
-mod dump;
-mod mode;
-mod sweep;
-mod upkeep;
-mod verify;
+pub mod capture;
+pub mod dump;
+pub mod mode;
+pub mod sweep;
+pub mod upkeep;
+pub mod verify;
 
 /// Options of an environment.
 #[napi(object)]
