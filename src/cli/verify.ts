@@ -202,16 +202,15 @@ function verdictText(
       return `same as here, deletions aside${also}`;
     case 'contained':
       return `all of it is here, and ${newer} newer${also}`;
-    case 'missing':
-      return `${total(compared, 'missing')} of its ${compared?.content.entries ?? 0} entries are missing here (${(
-        compared?.dbis ?? []
-      )
-        .filter(({ missing }) => missing > 0)
-        .map(({ name, missing }) => `${name} ${missing}`)
-        .join(', ')})${also}`;
+    case 'missing': {
+      const missing = (compared?.dbis ?? []).filter((dbi) => dbi.missing > 0);
+      const where = missing.map((dbi) => `${dbi.name} ${dbi.missing}`).join(', ');
+      return `${total(compared, 'missing')} of its ${compared?.content.entries ?? 0} entries are missing here (${where})${also}`;
+    }
     case 'unreadable':
-      return `error: ${error ?? ''}`;
+      break;
   }
+  return `error: ${error ?? ''}`;
 }
 
 function states({ entries, deleted }: { readonly entries: number; readonly deleted: number }): string {

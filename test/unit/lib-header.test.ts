@@ -32,7 +32,9 @@ describe('readHeader and writeHeader', () => {
       { timestampNano: 0x0102030405060708n, transactionId: 0x1112131415161718n },
       Buffer.from('app'),
     );
-    expect(header.toString('hex')).toBe('0102030405060708 1112131415161718 0000000000000000 617070'.replaceAll(' ', ''));
+    expect(header.toString('hex')).toBe(
+      '0102030405060708 1112131415161718 0000000000000000 617070'.replaceAll(' ', ''),
+    );
     expect(writeHeader({ timestampNano: 1n, deleted: true }).toString('hex')).toBe(
       '0000000000000001 0000000000000000 0001000000000000'.replaceAll(' ', ''),
     );

@@ -221,7 +221,7 @@ describe('runDaemon', () => {
   });
 
   it('serves health, metrics and status while it runs', async () => {
-    await application('main').put('data', 'k', 'v');
+    await application('main').put('data', 'k', 'v', { timestampNano: 5n });
     const port = await freePort();
     const running = run(`http: {address: "127.0.0.1:${port}"}`);
     const get = async (path: string) => (await fetch(`http://127.0.0.1:${port}${path}`)).text();
@@ -233,6 +233,10 @@ describe('runDaemon', () => {
     expect(health.metadata).toMatchObject({
       hostname: expect.any(String) as string,
       version: expect.any(String) as string,
+      // By xxhsum of the bytes that docs/verify.md tells.
+      digest_all_main: '68da879d1cd984aaf5077fafbe588eb6',
+      digest_live_main: '68da879d1cd984aaf5077fafbe588eb6',
+      digest_snapshot_main: expect.stringMatching(/^main__self__/) as string,
     });
     expect(await get('/metrics')).toContain('lmdb_env_last_tnx_id{lmdb="main"} 1');
     const page = await get('/');
