@@ -1,5 +1,5 @@
 /** PowerDNS 4.7, which knows nothing of headers: `main` with `dupsort_hack` and `shard`, both in shadow mode. */
-import { readdir, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { expect, test } from 'vitest';
@@ -114,11 +114,14 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
       await site.daemon.stop();
       await site.replace(`added-${name}.${ZONE}`, '192.0.2.21');
       await site.replace(`www.${ZONE}`, name === 'a' ? '192.0.2.22' : '192.0.2.23');
+      await site.remove(`server-a.${ZONE}`);
       await other.replace(`daemon-${name}.${ZONE}`, '192.0.2.24');
       await site.daemon.start();
       await site.answers(`daemon-${name}.${ZONE}`, 'A', ['192.0.2.24']);
       await other.answers(`added-${name}.${ZONE}`, 'A', ['192.0.2.21']);
       await other.answers(`www.${ZONE}`, 'A', [name === 'a' ? '192.0.2.22' : '192.0.2.23']);
+      // Nobody saw when it was removed.
+      await site.answers(`server-a.${ZONE}`, 'A', ['192.0.2.20']);
     }
 
     // Killed at work, with changes on both sides before and while they are dead. Zones that both make then have ids of their own.
@@ -130,6 +133,9 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
       await daemons('kill');
       await a.replace(`dead-a${round}.${ZONE}`, '192.0.2.11');
       await b.replace(`dead-b${round}.${ZONE}`, '192.0.2.12');
+      // Added by both while nobody looks: equally old, so the lower one wins.
+      await a.replace(`conflict${round}.${ZONE}`, '192.0.2.14');
+      await b.replace(`conflict${round}.${ZONE}`, '192.0.2.13');
       for (const { dns, daemon } of both) {
         await dns.pdnsutil('create-zone', `${daemon.name}${round}.example`, `ns1.${ZONE}`);
         await dns.pdnsutil('add-record', `${daemon.name}${round}.example`, 'www', 'A', '192.0.2.30');
@@ -146,6 +152,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
     for (const site of both) {
       for (const round of [1, 2, 3]) {
         await site.answers(`before${round}.${ZONE}`, 'A', ['192.0.2.10']);
+        await site.answers(`conflict${round}.${ZONE}`, 'A', ['192.0.2.13']);
         for (const name of ['a', 'b']) await site.answers(`www.${name}${round}.example`, 'A', ['192.0.2.30']);
       }
       await site.answers('h5999.big.example', 'A', ['192.0.2.100']);
@@ -185,5 +192,57 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
     ]);
     expect(contentsA[1]?.dbis['records']?.entries.length).toBeGreaterThan(6000);
     expect(comparable(contentsB)).toEqual(comparable(contentsA));
+  });
+});
+
+describeWithTools(['pdns-4.7', 'pdns-4.9'], 'PowerDNS 4.7 and 4.9', () => {
+  test('the upgrade that docs/powerdns.md describes', async () => {
+    await using dir = await tempDir('lightningstream-powerdns-');
+    {
+      await using a = await site('a', dir.path, { tool: 'pdns-4.7', create: true });
+      await using b = await site('b', dir.path, { tool: 'pdns-4.7', create: true });
+      for (const { daemon, dns } of [a, b]) {
+        await daemon.start();
+        await dns.start();
+      }
+      await a.dns.pdnsutil('create-zone', ZONE, `ns1.${ZONE}`);
+      await a.dns.pdnsutil('add-record', ZONE, 'www', 'A', '192.0.2.1');
+      await a.dns.pdnsutil('create-zone', 'gone.example', `ns1.${ZONE}`);
+      await b.answers('gone.example', 'NS', [`ns1.${ZONE}.`]);
+      await b.answers(`www.${ZONE}`, 'A', ['192.0.2.1']);
+      await b.replace(`www.${ZONE}`, '192.0.2.2');
+      await b.dns.pdnsutil('delete-zone', 'gone.example');
+      await a.answers(`www.${ZONE}`, 'A', ['192.0.2.2']);
+      await a.refuses('gone.example');
+      for (const { daemon, dns } of [a, b]) {
+        await dns.stop();
+        await daemon.stop();
+      }
+    }
+    const storage = { type: 'fs', options: { root_path: dir.join('storage49') } };
+    await mkdir(dir.join('storage49'));
+    // Their files are where they were, but for those of the one that begins anew.
+    await using a = await site('a', dir.path, { storage });
+    await a.dns.start();
+    await a.daemon.start();
+    for (const db of ['main', 'shard']) {
+      await a.daemon.logged('Stored snapshot', (entry) => entry['db'] === db);
+    }
+    await using b = await site('b', dir.path, { create: true, storage });
+    for (const path of [b.dns.lmdbPath, b.dns.shardPath]) {
+      for (const file of [path, `${path}-lock`]) await rm(file);
+    }
+    await b.daemon.start();
+    await b.dns.start();
+    await b.answers(`www.${ZONE}`, 'A', ['192.0.2.2']);
+    await b.refuses('gone.example');
+    await b.replace(`www.${ZONE}`, '192.0.2.3');
+    await a.answers(`www.${ZONE}`, 'A', ['192.0.2.3']);
+    await a.remove(`www.${ZONE}`);
+    await b.answers(`www.${ZONE}`, 'A', []);
+    for (const { daemon, dns } of [a, b]) {
+      await daemon.ok();
+      expect(await dns.pdnsutil('check-all-zones')).toMatch(/^Checked 1 zones, 0 had errors\.$/m);
+    }
   });
 });
