@@ -35,7 +35,7 @@ type Pairs = BTreeSet<(String, Vec<u8>, Vec<u8>)>;
 type Entries = BTreeMap<(String, Vec<u8>), (u64, bool, Vec<u8>)>;
 
 fn shadow(now: u64) -> Shadow {
-    Shadow { stamp: Stamp::Fixed(now), dupsort_hack: true }
+    Shadow { guard: true, stamp: Stamp::Fixed(now), dupsort_hack: true }
 }
 
 fn pairs(env: &Environment) -> Pairs {
@@ -88,6 +88,10 @@ fn by_shadow_key(records: &Pairs) -> BTreeMap<(String, Vec<u8>), Vec<u8>> {
         .collect()
 }
 
+fn sibling(number: u8) -> Vec<u8> {
+    [&[b's'; 510][..], &[number]].concat()
+}
+
 fn random_record(random: &mut Random, dbi: &str, bits: u32) -> (Vec<u8>, Vec<u8>) {
     let number = random.below(6) as u32;
     let key = if bits & flags::INTEGERKEY != 0 {
@@ -105,6 +109,8 @@ fn random_record(random: &mut Random, dbi: &str, bits: u32) -> (Vec<u8>, Vec<u8>
         // Cut in the encoded key, and different before the cut.
         ("index", 0) => [&b"1"[..], &[b'v'; 400]].concat(),
         ("index", 1) => [&b"2"[..], &[b'v'; 510]].concat(),
+        // Only what is cut differs: an application must not have both.
+        ("index", n @ (3 | 4)) => sibling(n as u8),
         (_, 2) => vec![b'w'; 3000 * usize::from(bits & flags::DUPSORT == 0) + 1],
         (_, n) => format!("value-{n}").into_bytes(),
     };
@@ -129,12 +135,19 @@ fn write(random: &mut Random, env: &Environment) {
             } else if cursor.find(&key, false).unwrap().is_some() {
                 cursor.delete(&key, &[]).unwrap();
             }
-        } else if !remove {
-            cursor.put_duplicate(&key, &value).unwrap();
         } else {
-            match cursor.delete(&key, &value) {
-                Err(error) if error.code.name() != "MDB_NOTFOUND" => panic!("{error}"),
-                _ => {}
+            let gone = match value.first() {
+                Some(b's') => vec![sibling(3), sibling(4)],
+                _ => vec![value.clone()],
+            };
+            for value in gone.iter().filter(|gone| remove || **gone != value) {
+                match cursor.delete(&key, value) {
+                    Err(error) if error.code.name() != "MDB_NOTFOUND" => panic!("{error}"),
+                    _ => {}
+                }
+            }
+            if !remove {
+                cursor.put_duplicate(&key, &value).unwrap();
             }
         }
     }
