@@ -380,7 +380,7 @@ async function checkContents(
   }
   if (lmdb.schemaGuard === 'off' || info.lastTransactionId === 0n) return;
   const mode = lmdb.schemaTracksChanges ? 'native' : 'shadow';
-  const doubt = await environment.checkMode(mode, BigInt(Date.now()) * 1_000_000n);
+  const doubt = await environment.checkMode(mode);
   if (doubt !== null) await tell('error', wrongMode(name, doubt));
 }
 
