@@ -4,6 +4,7 @@
 #   minio, versitygw   S3 servers
 #   mc                 MinIO's client: its users and policies
 #   pdns-4.9, pdns-4.7 PowerDNS of Debian 13 and 12: directories (build/pdns-root.sh)
+#   zsh, fish, groff   the system's own; as root, apt-get installs a missing one
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
 # version, for the next clone: in $XDG_CACHE_HOME/lightningstream-ts (~/.cache/lightningstream-ts).
@@ -30,7 +31,17 @@ case $tool in
   versitygw) version=$versitygw_version module=github.com/versity/versitygw/cmd/versitygw ;;
   pdns-4.9) suite=trixie ;;
   pdns-4.7) suite=bookworm ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7' ;;
+  zsh | fish | groff)
+    command -v "$tool" && exit
+    if $only_look || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then unavailable 'not installed'; fi
+    echo "installing $tool" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    install() { apt-get install -qq -y --no-install-recommends "$tool" >&2; }
+    install || { apt-get update -qq >&2 && install; } || unavailable "apt-get install $tool failed"
+    command -v "$tool"
+    exit
+    ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, zsh, fish, groff' ;;
 esac
 if [ -n "$suite" ]; then
   if $only_look; then exec sh "$build/pdns-root.sh" --installed "$suite"; else exec sh "$build/pdns-root.sh" "$suite"; fi
