@@ -11,8 +11,8 @@ export declare class FileLock {
 export declare class NativeEnvironment {
   /** Brings the shadows up to date. */
   capture(request: CaptureRequest, work: Work): Promise<CaptureOutcome>
-  /** Looks at a few values; `native` is the mode, `now_nano` the time in ns since the epoch. */
-  checkMode(native: boolean, nowNano: bigint): Promise<ModeOutcome>
+  /** Looks at a few values; `native` is the mode. */
+  checkMode(native: boolean): Promise<ModeOutcome>
   /** Removes old deletions. */
   sweep(request: SweepRequest, work: Work): Promise<SweepOutcome>
   /** Removes all DBIs that are private to Lightning Stream. */
@@ -78,6 +78,8 @@ export interface CaptureRequest {
   timestampNano: bigint
   /** DBIs with MDB_DUPSORT travel. */
   dupsortHack: boolean
+  /** Values that have headers already are an error. */
+  guard: boolean
 }
 
 /** r" Outcome of `close`.  */
@@ -201,6 +203,8 @@ export interface MergeRequest {
   shadow: boolean
   /** DBIs with MDB_DUPSORT travel. */
   dupsortHack: boolean
+  /** Values that have headers already are an error in shadow mode. */
+  guard: boolean
   /** The time of the call, ns since the epoch; for what is captured. */
   captureNano: bigint
 }
@@ -630,6 +634,8 @@ export interface PublishRequest {
   shadow: boolean
   /** DBIs with MDB_DUPSORT travel. */
   dupsortHack: boolean
+  /** Values that have headers already are an error in shadow mode. */
+  guard: boolean
 }
 
 /** What to dump of a snapshot. */

@@ -121,9 +121,9 @@ class NativeEnvironment implements Environment {
     return this.#handle.checkReaders();
   }
 
-  async checkMode(mode: SyncMode, nowNano: bigint): Promise<ModeDoubt | null> {
+  async checkMode(mode: SyncMode): Promise<ModeDoubt | null> {
     return unwrap<ModeDoubt | null>(
-      (await this.#handle.checkMode(mode === 'native', nowNano)) as Outcome<ModeDoubt | null>,
+      (await this.#handle.checkMode(mode === 'native')) as Outcome<ModeDoubt | null>,
     );
   }
 
@@ -135,10 +135,11 @@ class NativeEnvironment implements Environment {
     newerThan,
     mode,
     dupsortHack,
+    guard = false,
     ...options
   }: PublishOptions): Promise<PublishResult | null> {
     const shadow = mode === 'shadow';
-    const request = { spoolPath, ...meta, nowNano, earliestNano, newerThan, shadow, dupsortHack };
+    const request = { spoolPath, ...meta, nowNano, earliestNano, newerThan, shadow, dupsortHack, guard };
     return this.#work<PublishResult | null>(options, (work) => this.#handle.publish(request, work));
   }
 
@@ -154,12 +155,13 @@ class NativeEnvironment implements Environment {
       shadow,
       dupsortHack,
       captureNano,
+      guard: options.guard ?? false,
     };
     return this.#work(options, (work) => this.#handle.merge(request, work));
   }
 
-  async capture({ timestampNano, dupsortHack, ...options }: CaptureOptions): Promise<CaptureResult> {
-    const request = { timestampNano, dupsortHack };
+  async capture({ timestampNano, dupsortHack, guard = false, ...options }: CaptureOptions): Promise<CaptureResult> {
+    const request = { timestampNano, dupsortHack, guard };
     return this.#work(options, (work) => this.#handle.capture(request, work));
   }
 

@@ -89,6 +89,8 @@ export interface CaptureOptions extends Abortable {
   readonly timestampNano: bigint;
   /** Replicate DBIs with MDB_DUPSORT, by the encoding `dupsort_hack_v1`; without it they are an error. */
   readonly dupsortHack: boolean;
+  /** `WRONG_MODE` instead of making a shadow for a DBI whose values have headers already; false by default. */
+  readonly guard?: boolean;
   readonly onProgress?: (progress: Progress) => void;
 }
 
@@ -134,6 +136,8 @@ export interface PublishOptions extends Abortable {
   readonly mode: SyncMode;
   /** See {@link CaptureOptions}; false in native mode. */
   readonly dupsortHack: boolean;
+  /** See {@link CaptureOptions}; not in native mode. */
+  readonly guard?: boolean;
   readonly onProgress?: (progress: Progress) => void;
 }
 
@@ -166,6 +170,8 @@ export interface MergeOptions extends Abortable {
   readonly mode: SyncMode;
   /** See {@link CaptureOptions}; false in native mode. */
   readonly dupsortHack: boolean;
+  /** See {@link CaptureOptions}; not in native mode. */
+  readonly guard?: boolean;
   /** The time now, for local changes that are captured before the merge (see {@link CaptureOptions}); 0n in native mode. */
   readonly captureNano: bigint;
   /** Deletions older than this (ns) are not added; 0 = all are. */
@@ -412,8 +418,8 @@ export interface Environment {
   stats(): Promise<EnvironmentStats>;
   /** Clears the slots of dead readers; returns how many. */
   checkReaders(): number;
-  /** Looks at a few values of each DBI; null when nothing speaks against the mode. `nowNano`: ns since the epoch. */
-  checkMode(mode: SyncMode, nowNano: bigint): Promise<ModeDoubt | null>;
+  /** Looks at a few values of each DBI; null when nothing speaks against the mode. */
+  checkMode(mode: SyncMode): Promise<ModeDoubt | null>;
   /** Null when there is nothing newer than `newerThan`. */
   publish(options: PublishOptions): Promise<PublishResult | null>;
   merge(options: MergeOptions): Promise<MergeResult>;

@@ -177,6 +177,7 @@ export class Publisher {
         newerThan,
         mode: lmdb.schemaTracksChanges ? 'native' : 'shadow',
         dupsortHack: lmdb.dupsortHack,
+        guard: lmdb.schemaGuard !== 'off',
         signal,
         nowNano: clock.wallNano(),
         earliestNano: last === undefined ? 0n : last + 1n,

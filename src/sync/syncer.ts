@@ -5,7 +5,14 @@ import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { LmdbConfig, SweeperConfig } from '../config/types.ts';
 import { humanSize } from '../config/units.ts';
 import type { DatabaseStatus } from '../http/status.ts';
-import type { Environment, EnvironmentStats, MergeResult, ModeDoubt, Native, SyncMode } from '../native/types.ts';
+import type {
+  Environment,
+  EnvironmentStats,
+  MergeResult,
+  ModeDoubt,
+  Native,
+  SyncMode,
+} from '../native/types.ts';
 import type { Condition, StartTracker } from '../observability/health.ts';
 import { type Latest, latest } from '../observability/latest.ts';
 import type { Logger } from '../observability/logger.ts';
@@ -50,8 +57,8 @@ interface State {
   lastSyncedTxnId: bigint;
   /** Instances seen in the first listing of which nothing is merged yet; ourselves too: then nothing may be uploaded. */
   readonly waitingFor: Set<string>;
-  /** LastTxnID when it was last made sure that the values suit the mode. */
-  modeCheckedTxnId: bigint | undefined;
+  /** There were data, and they suit the mode. */
+  modeChecked: boolean;
   /** The start of the current force interval. */
   lastSnapshotMs: number;
   /** Rate limit: no snapshot is taken before. */
@@ -228,7 +235,7 @@ export class Syncer {
     const now = clock.monotonicMs();
     const state: State = {
       lastSyncedTxnId: 0n,
-      modeCheckedTxnId: undefined,
+      modeChecked: false,
       waitingFor: new Set(),
       lastSnapshotMs: now,
       publishNotBeforeMs: now,
@@ -294,6 +301,7 @@ export class Syncer {
       const { transactionId, entries, captured, writeLockNs } = await env.capture({
         timestampNano: 1n,
         dupsortHack: lmdb.dupsortHack,
+        guard: lmdb.schemaGuard !== 'off',
         signal,
       });
       if (transactionId === null) return;
@@ -309,24 +317,21 @@ export class Syncer {
     } catch (error) {
       signal.throwIfAborted();
       // Each attempt holds the write lock until the map is full.
-      if (errorCode(error) === 'MDB_MAP_FULL')
-        this.#restMs = mapFullRest * (clock.monotonicMs() - fromMs);
+      if (errorCode(error) === 'MDB_MAP_FULL') this.#restMs = mapFullRest * (clock.monotonicMs() - fromMs);
       throw explained('what changed before the start cannot be captured', error);
     }
   }
 
   /**
-   * In the wrong mode headers would get where the application expects none, or one behind another, here and everywhere. Natively one
-   * look is enough; shadow mode looks again after each change, since the application may be upgraded at any time.
+   * In the wrong mode headers would get where the application expects none, or one behind another, here and everywhere. The first look
+   * at data is enough: an application that is upgraded later has new DBIs, and those each capture looks at (`guard`).
    */
   async #checkMode({ env, state }: Session): Promise<void> {
-    const { database, lmdb, clock } = this.#o;
-    const txnId = env.lastTransactionId;
-    if (lmdb.schemaGuard === 'off' || txnId === 0n || state.modeCheckedTxnId === txnId) return;
-    if (this.#mode === 'native' && state.modeCheckedTxnId !== undefined) return;
-    const doubt = await env.checkMode(this.#mode, clock.wallNano());
+    const { database, lmdb } = this.#o;
+    if (state.modeChecked || lmdb.schemaGuard === 'off' || env.lastTransactionId === 0n) return;
+    const doubt = await env.checkMode(this.#mode);
     if (doubt !== null) throw new LightningStreamError('WRONG_MODE', wrongMode(database, doubt));
-    state.modeCheckedTxnId = txnId;
+    state.modeChecked = true;
   }
 
   async #firstListing({ env, receiver, state, signal }: Session): Promise<void> {
@@ -407,6 +412,7 @@ export class Syncer {
           spoolPath: snapshot.path,
           mode: this.#mode,
           dupsortHack: lmdb.dupsortHack,
+          guard: lmdb.schemaGuard !== 'off',
           captureNano: this.#mode === 'shadow' ? clock.wallNano() : 0n,
           deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
           createFlags: createFlags(lmdb),

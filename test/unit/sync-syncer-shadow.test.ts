@@ -351,7 +351,7 @@ describe('the wrong mode', () => {
       { dbi: 'records_v5', key: 'k', value: headed(0n, 'v') },
       { dbi: 'records', key: 'k', remove: true },
     );
-    expect(await problem(syncer)).toMatch(/DBI records_v5 /);
+    expect(await problem(syncer)).toMatch(/schema_tracks_changes is false.* DBI records_v5 \(WRONG_MODE\)$/);
     expect(await stored()).toHaveLength(1);
     expect(Object.keys(await application().plainDump({ shadows: true }))).toEqual(['_sync_shadow_records']);
   });

@@ -606,6 +606,8 @@ describe('merging', () => {
   });
 
   it('is unhealthy while a local value has no header, and stores again when it is gone', async () => {
+    // A native database, or the mode would be said to be wrong.
+    await application().put('data', 'a', 'v');
     await application().call({ op: 'raw', dbi: 'data', key: hex('k'), value: hex('short') });
     run();
     await until(() => failures()['main_local_fault'] !== undefined, { what: 'unhealthy' });

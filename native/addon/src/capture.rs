@@ -20,6 +20,8 @@ pub struct CaptureRequest {
     pub timestamp_nano: BigInt,
     /// DBIs with MDB_DUPSORT travel.
     pub dupsort_hack: bool,
+    /// Values that have headers already are an error.
+    pub guard: bool,
 }
 
 /// Entries of shadows that were written.
@@ -75,12 +77,12 @@ impl From<Captured> for NativeCaptureResult {
 outcome!(/** Outcome of `capture`. */ CaptureOutcome, NativeCaptureResult);
 
 /// Options of shadow mode for a call at `called`.
-pub(crate) fn shadow(timestamp_nano: u64, called: Instant, dupsort_hack: bool) -> Shadow {
+pub(crate) fn shadow(timestamp_nano: u64, called: Instant, dupsort_hack: bool, guard: bool) -> Shadow {
     let stamp = match timestamp_nano {
         START_UP_NANO => Stamp::Fixed(START_UP_NANO),
         nano => Stamp::Clock { nano, at: called },
     };
-    Shadow { stamp, dupsort_hack }
+    Shadow { stamp, dupsort_hack, guard }
 }
 
 #[napi]
@@ -89,7 +91,7 @@ impl NativeEnvironment {
     #[napi(catch_unwind, ts_return_type = "Promise<CaptureOutcome>")]
     pub fn capture<'env>(&self, env: &'env Env, request: CaptureRequest, work: &Work) -> napi::Result<Object<'env>> {
         let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
-        let shadow = shadow(request.timestamp_nano.get_u64().1, Instant::now(), request.dupsort_hack);
+        let shadow = shadow(request.timestamp_nano.get_u64().1, Instant::now(), request.dupsort_hack, request.guard);
         run(
             env,
             "ls-capture",

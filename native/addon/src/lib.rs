@@ -313,6 +313,8 @@ pub struct PublishRequest {
     pub shadow: bool,
     /// DBIs with MDB_DUPSORT travel.
     pub dupsort_hack: bool,
+    /// Values that have headers already are an error in shadow mode.
+    pub guard: bool,
 }
 
 /// Milliseconds of the steps of a publish.
@@ -390,6 +392,8 @@ pub struct MergeRequest {
     pub shadow: bool,
     /// DBIs with MDB_DUPSORT travel.
     pub dupsort_hack: bool,
+    /// Values that have headers already are an error in shadow mode.
+    pub guard: bool,
     /// The time of the call, ns since the epoch; for what is captured.
     pub capture_nano: BigInt,
 }
@@ -630,7 +634,7 @@ impl NativeEnvironment {
                 lmdb::give_way();
                 let time = || now.saturating_add(nanos(called.elapsed())).max(earliest);
                 let published = if request.shadow {
-                    let shadow = capture::shadow(now, called, request.dupsort_hack);
+                    let shadow = capture::shadow(now, called, request.dupsort_hack, request.guard);
                     publish_shadow(&lmdb, &path, meta, newer_than, shadow, time, cancel)
                 } else {
                     publish(&lmdb, &path, meta, newer_than, time, cancel)
@@ -662,7 +666,7 @@ impl NativeEnvironment {
                 options.padding_block = request.header_extra_padding_block;
                 if request.shadow {
                     let nano = request.capture_nano.get_u64().1;
-                    options.shadow = Some(capture::shadow(nano, called, request.dupsort_hack));
+                    options.shadow = Some(capture::shadow(nano, called, request.dupsort_hack, request.guard));
                 }
                 let merged = merge(&lmdb, &options, cancel);
                 lmdb::trim_heap();

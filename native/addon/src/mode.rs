@@ -3,7 +3,7 @@
 use lightningstream_core::Error;
 use lightningstream_core::mode::{Doubt, Finding, doubt_native, doubt_shadow};
 use napi::Env;
-use napi::bindgen_prelude::{BigInt, Object};
+use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 
 use crate::{Busy, Failure, NativeEnvironment, run};
@@ -39,19 +39,18 @@ pub struct ModeOutcome {
 
 #[napi]
 impl NativeEnvironment {
-    /// Looks at a few values; `native` is the mode, `now_nano` the time in ns since the epoch.
+    /// Looks at a few values; `native` is the mode.
     #[napi(catch_unwind, ts_return_type = "Promise<ModeOutcome>")]
-    pub fn check_mode<'env>(&self, env: &'env Env, native: bool, now_nano: BigInt) -> napi::Result<Object<'env>> {
+    pub fn check_mode<'env>(&self, env: &'env Env, native: bool) -> napi::Result<Object<'env>> {
         let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
-        let now = now_nano.get_u64().1;
         run(
             env,
             "ls-mode",
             None,
             move |_| {
                 let _busy = busy;
-                let txn = lmdb.read()?;
-                if native { doubt_native(&txn) } else { doubt_shadow(&txn, now) }
+                let txn = lmdb.read_latest()?;
+                if native { doubt_native(&txn) } else { doubt_shadow(&txn) }
             },
             |result: Result<Option<Doubt>, Error>| match result {
                 Ok(doubt) => ModeOutcome { value: doubt.map(Into::into), error: None },

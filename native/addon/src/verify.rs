@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use lightningstream_core::digest::Content;
 use lightningstream_core::merge::{CaptureOptions, Shadow, Stamp, pending};
-use lightningstream_core::verify::{
-    CompareOptions, Comparison, Verified, VerifiedDbi, VerifyOptions, compare, verify,
-};
+use lightningstream_core::verify::{CompareOptions, Comparison, Verified, VerifiedDbi, VerifyOptions, compare, verify};
 use napi::Env;
 use napi::bindgen_prelude::{BigInt, Object};
 use napi_derive::napi;
@@ -216,10 +214,8 @@ impl NativeEnvironment {
     #[napi(catch_unwind, ts_return_type = "Promise<CompareOutcome>")]
     pub fn compare<'env>(&self, env: &'env Env, request: CompareRequest, work: &Work) -> napi::Result<Object<'env>> {
         let (lmdb, busy) = (self.env.clone(), Busy::new(&self.busy));
-        let options = CompareOptions {
-            shadow: request.shadow,
-            deleted_cutoff: request.deleted_cutoff_nano.get_u64().1,
-        };
+        let options =
+            CompareOptions { shadow: request.shadow, deleted_cutoff: request.deleted_cutoff_nano.get_u64().1 };
         let path = PathBuf::from(request.path);
         run(
             env,
@@ -244,7 +240,7 @@ impl NativeEnvironment {
             move |cancel| {
                 let _busy = busy;
                 // Nothing is written; an earlier time than a shadow's would hide a change.
-                let shadow = Shadow { stamp: Stamp::Fixed(u64::MAX), dupsort_hack };
+                let shadow = Shadow { stamp: Stamp::Fixed(u64::MAX), dupsort_hack, guard: false };
                 pending(&lmdb, &CaptureOptions::new(shadow), cancel)
             },
             PendingOutcome::of,

@@ -14,6 +14,8 @@ pub enum Code {
     SnapshotRefused,
     /// A value in the local LMDB has no valid header.
     HeaderInvalid,
+    /// The values of the local LMDB speak against the mode it is used in.
+    WrongMode,
     /// A DBI of the local LMDB is of a kind that cannot be synchronised.
     DbiUnsupported,
     /// A value is larger than a snapshot can carry.
@@ -43,6 +45,7 @@ impl Code {
             Code::SnapshotCorrupt => "SNAPSHOT_CORRUPT".into(),
             Code::SnapshotRefused => "SNAPSHOT_REFUSED".into(),
             Code::HeaderInvalid => "HEADER_INVALID".into(),
+            Code::WrongMode => "WRONG_MODE".into(),
             Code::DbiUnsupported => "DBI_UNSUPPORTED".into(),
             Code::ValueTooLarge => "VALUE_TOO_LARGE".into(),
             Code::AlreadyOpen => "ALREADY_OPEN".into(),

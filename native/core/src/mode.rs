@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Code, Error, Result};
 use crate::header::{self, Native};
-use crate::lmdb::{Dbi, ReadTxn, flags};
+use crate::lmdb::{Dbi, ReadCursor, ReadTxn, flags};
 use crate::merge::PRIVATE_PREFIX;
 
 /// What the name of a shadow DBI begins with; the application's DBI follows.
@@ -21,8 +21,8 @@ const NATIVE_SUFFIX: &str = "_v5";
 const SAMPLE: usize = 100;
 /// 2015-01-01, ns since the epoch: no header is older.
 const EARLIEST: u64 = 1_420_070_400_000_000_000;
-/// How far a clock may be ahead, ns: a year.
-const AHEAD: u64 = 365 * 86_400 * 1_000_000_000;
+/// 2100-01-01: nor newer.
+const LATEST: u64 = 4_102_444_800_000_000_000;
 /// Nobody has written so many transactions.
 const MOST_TRANSACTIONS: u64 = 1 << 48;
 
@@ -60,7 +60,7 @@ pub fn doubt_native(txn: &ReadTxn<'_>) -> Result<Option<Doubt>> {
     }
     let mut plain = None;
     for (name, dbi) in application_dbis(txn)? {
-        for value in sample(txn, dbi).map_err(|e| e.in_dbi(name))? {
+        for value in sample(&mut txn.cursor(dbi)?).map_err(|e| e.in_dbi(name))? {
             if header::parse(value).is_ok() {
                 return Ok(None);
             }
@@ -70,24 +70,31 @@ pub fn doubt_native(txn: &ReadTxn<'_>) -> Result<Option<Doubt>> {
     Ok(plain.map(|name| Doubt { dbi: name.to_owned(), finding: Finding::Plain }))
 }
 
-/// What speaks against shadow mode; `now` in ns since the epoch. DBIs that have a shadow already are used in this mode for long.
+/// What speaks against shadow mode. DBIs that have a shadow already are used in this mode for long.
 ///
 /// # Errors
 /// Errors of LMDB.
-pub fn doubt_shadow(txn: &ReadTxn<'_>, now: u64) -> Result<Option<Doubt>> {
+pub fn doubt_shadow(txn: &ReadTxn<'_>) -> Result<Option<Doubt>> {
     let shadows: BTreeSet<_> = txn.dbi_names().filter_map(|name| name.strip_prefix(SHADOW_PREFIX)).collect();
     for (name, dbi) in application_dbis(txn)? {
         if shadows.contains(name) {
             continue;
         }
-        let values = sample(txn, dbi).map_err(|e| e.in_dbi(name))?;
-        let headers: Option<Vec<_>> = values.iter().map(|value| likely_header(value, now)).collect();
-        let Some(headers) = headers else { continue };
-        if headers.iter().any(|native| native.timestamp > 0) || (!headers.is_empty() && name.ends_with(NATIVE_SUFFIX)) {
+        if has_headers(name, &mut txn.cursor(dbi)?).map_err(|e| e.in_dbi(name))? {
             return Ok(Some(Doubt { dbi: name.to_owned(), finding: Finding::Headers }));
         }
     }
     Ok(None)
+}
+
+/// True when the values of a DBI have headers beyond reasonable doubt.
+///
+/// # Errors
+/// Errors of LMDB.
+pub fn has_headers(name: &str, cursor: &mut ReadCursor<'_>) -> Result<bool> {
+    let headers: Option<Vec<_>> = sample(cursor)?.into_iter().map(likely_header).collect();
+    let Some(headers) = headers else { return Ok(false) };
+    Ok(headers.iter().any(|native| native.timestamp > 0) || (!headers.is_empty() && name.ends_with(NATIVE_SUFFIX)))
 }
 
 /// DBIs whose values could have headers.
@@ -103,8 +110,7 @@ fn application_dbis<'t>(txn: &'t ReadTxn<'_>) -> Result<Vec<(&'t str, Dbi)>> {
 }
 
 /// The first values, without empty ones.
-fn sample<'t>(txn: &'t ReadTxn<'_>, dbi: Dbi) -> Result<Vec<&'t [u8]>> {
-    let mut cursor = txn.cursor(dbi)?;
+fn sample<'t>(cursor: &mut ReadCursor<'t>) -> Result<Vec<&'t [u8]>> {
     let mut values = Vec::new();
     while values.len() < SAMPLE {
         match cursor.next()? {
@@ -142,9 +148,9 @@ fn same_values(txn: &ReadTxn<'_>, main: Dbi, shadow: Dbi) -> Result<bool> {
 }
 
 /// The header, if the value has one beyond reasonable doubt.
-fn likely_header(value: &[u8], now: u64) -> Option<Native<'_>> {
+fn likely_header(value: &[u8]) -> Option<Native<'_>> {
     let native = header::parse(value).ok()?;
-    let time = native.timestamp == 0 || (EARLIEST..=now.saturating_add(AHEAD)).contains(&native.timestamp);
+    let time = native.timestamp == 0 || (EARLIEST..LATEST).contains(&native.timestamp);
     // Flags beside the known one, and reserved bytes.
     let clean = value[17] & !header::SYNCED_FLAGS == 0 && value[18..22] == [0; 4];
     (time && clean && native.txn_id < MOST_TRANSACTIONS).then_some(native)
@@ -189,7 +195,7 @@ mod tests {
         }
 
         fn shadow(&self) -> Option<(String, Finding)> {
-            doubt_shadow(&self.env.read().unwrap(), NOW).unwrap().map(|doubt| (doubt.dbi, doubt.finding))
+            doubt_shadow(&self.env.read().unwrap()).unwrap().map(|doubt| (doubt.dbi, doubt.finding))
         }
     }
 
@@ -230,8 +236,7 @@ mod tests {
         reserved[21] = 1;
         let mut many = headed(NOW, b"v");
         many[8] = 1;
-        let others =
-            [b"short".to_vec(), flagged, reserved, many, headed(EARLIEST - 1, b"v"), headed(NOW + 2 * AHEAD, b"v")];
+        let others = [b"short".to_vec(), flagged, reserved, many, headed(EARLIEST - 1, b"v"), headed(LATEST, b"v")];
         for other in others {
             let lmdb = Lmdb::new();
             lmdb.put("data", 0, &[(b"a", &headed(NOW, b"v")), (b"b", &other)]);

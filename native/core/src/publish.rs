@@ -69,8 +69,7 @@ pub fn publish(
         if newer_than > 0 && txn.id() <= newer_than {
             return Ok(None);
         }
-        let out =
-            Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
+        let out = Published { txn_id: txn.id(), timestamp: now(), acquire: started.elapsed(), ..Published::default() };
         write(&txn, &native_dbis(&txn)?, path, meta, out, cancel).map(Some)
     };
     native().inspect_err(|error| env.heal(error))

@@ -229,7 +229,7 @@ fn work_native(env: &Environment, dir: &Path, done: Done<'_>) {
 const DUPLICATES: u32 = flags::DUPSORT;
 
 fn shadow(nano: u64) -> Shadow {
-    Shadow { stamp: Stamp::Fixed(nano), dupsort_hack: true }
+    Shadow { guard: true, stamp: Stamp::Fixed(nano), dupsort_hack: true }
 }
 
 /// Random changes of an application.

@@ -2,18 +2,21 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{file, open, put_raw, raw_contents, temp_dir};
 use lightningstream_core::lmdb::{Environment, flags};
-use lightningstream_core::merge::{CaptureOptions, Captured, MergeOptions, Merged, Shadow, Stamp, capture, merge};
+use lightningstream_core::merge::{CaptureOptions, Captured, Counts, MergeOptions, Merged, Shadow, Stamp, capture, merge};
 use lightningstream_core::publish::publish_shadow;
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::{Cancel, Code, Result};
 
 fn shadow(now: u64) -> Shadow {
-    Shadow { stamp: Stamp::Fixed(now), dupsort_hack: true }
+    Shadow { guard: true, stamp: Stamp::Fixed(now), dupsort_hack: true }
 }
 
 fn capture_at(env: &Environment, now: u64) -> Result<Captured> {
@@ -162,4 +165,65 @@ fn a_start_up_capture_is_older_than_everything_and_removals_enter_it() {
     assert_eq!(entry(&1u32.to_be_bytes()), (1, true, &b""[..]));
     assert_eq!(entry(&2u32.to_be_bytes()), (1000, false, &b"first"[..]));
     assert!(!all.contains_key("_sync_shadow__sync_other") && all["_sync_other"].len() == 1);
+}
+
+/// `FILE`: this process is the application that drops a DBI.
+const DROPS: &str = "LS_TEST_DROPS";
+
+#[test]
+fn application_that_drops_a_dbi() {
+    let Ok(path) = std::env::var(DROPS) else { return };
+    let env = open(path.as_ref(), 1 << 20);
+    let mut txn = env.write(true, &Cancel::new()).unwrap();
+    assert!(txn.drop_dbi("records").unwrap());
+    println!("\nlocked");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    txn.commit().unwrap();
+}
+
+#[test]
+fn a_dbi_that_is_dropped_during_a_merge_comes_back_whole() {
+    let dir = temp_dir();
+    let source = open(&file(&dir, "source.mdb"), 1 << 20);
+    put_raw(&source, "records", 0, &records(1, b"remote"));
+    let one = file(&dir, "one.pb.gz");
+    publish_at(&source, &one, 100);
+    put_raw(&source, "unknown", 0, &records(1, b"remote"));
+    let two = file(&dir, "two.pb.gz");
+    publish_at(&source, &two, 100);
+    // Whether or not the plan has something else to create.
+    for snapshot in [one, two] {
+        let path = file(&dir, "a.mdb");
+        let _ = std::fs::remove_file(&path);
+        let env = open(&path, 1 << 20);
+        put_raw(&env, "records", 0, &records(5, b"local"));
+        capture_at(&env, 50).unwrap();
+        let mut application = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "application_that_drops_a_dbi", "--nocapture"])
+            .env(DROPS, &path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(application.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "locked"));
+        let cancel = Cancel::new();
+        std::thread::scope(|scope| {
+            let merging = scope.spawn(|| {
+                let options = MergeOptions { shadow: Some(shadow(200)), ..MergeOptions::new(&snapshot) };
+                merge(&env, &options, &cancel)
+            });
+            while !cancel.is_waiting_for_lock() && !merging.is_finished() {
+                std::thread::yield_now();
+            }
+            drop(application.stdin.take());
+            lines.for_each(drop);
+            assert!(application.wait().unwrap().success());
+            merging.join().unwrap().unwrap();
+        });
+        let mut expected: BTreeMap<_, _> = records(5, b"local").into_iter().collect();
+        expected.extend(records(1, b"remote"));
+        assert_eq!(raw_contents(&env)["records"], expected);
+        assert_eq!(capture_at(&env, 300).unwrap().counts, Counts::default());
+    }
 }

@@ -109,7 +109,9 @@ fn any_mix_of_entries_in_any_kind_of_dbi_in_slices_of_any_length() {
         let env = open(&file(&dir, &format!("{seed}.mdb")), 256 << 20);
         let mut expected = BTreeMap::new();
         let mut cleaned = 0;
-        for (name, dbi_flags) in [("a", 0), ("b", flags::REVERSEKEY), ("c", flags::INTEGERKEY), ("d", flags::INTEGERKEY)] {
+        for (name, dbi_flags) in
+            [("a", 0), ("b", flags::REVERSEKEY), ("c", flags::INTEGERKEY), ("d", flags::INTEGERKEY)]
+        {
             let stale_percent = *random.pick(&[0, 1, 50, 99, 100]);
             // Runs of equals: whole pages empty, others stay.
             let run = *random.pick(&[1, 7, 400]);

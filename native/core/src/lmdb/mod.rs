@@ -15,8 +15,8 @@ mod users;
 
 pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, trim_heap, version};
 pub use order::KeyOrder;
-pub use users::users;
 pub use txn::{Both, CursorPair, Dbi, Lookup, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
+pub use users::users;
 
 use std::ffi::CStr;
 

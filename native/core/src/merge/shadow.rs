@@ -28,6 +28,7 @@ use crate::header::{self, FLAG_DELETED};
 use crate::lmdb::{
     Both, CursorPair, Dbi, Environment, KeyOrder, Lookup, MAX_KEY_BYTES, ReadCursor, ReadTxn, WriteTxn, flags,
 };
+use crate::mode;
 use crate::snapshot::decode::{Event, Reader};
 
 /// Bytes of candidates between two stretches of writing while streaming.
@@ -66,6 +67,8 @@ pub struct Shadow {
     pub stamp: Stamp,
     /// DBIs with MDB_DUPSORT travel, by the encoding of [`dupsort`]; without it they are an error.
     pub dupsort_hack: bool,
+    /// A DBI that gets its shadow is an error when its values have headers: the application writes natively.
+    pub guard: bool,
 }
 
 /// How to capture.
@@ -410,6 +413,13 @@ impl<'a> Round<'a> {
         if target.format_version >= 3 && target.encoded != encoded {
             let (theirs, ours) = if encoded { ("no ", "has") } else { ("", "has not") };
             return Err(Error::refused(format!("the DBI has {theirs}MDB_DUPSORT in the snapshot, and here it {ours}")));
+        }
+        if let (true, false, Some(dbi), None) = (self.shadow.guard, encoded, main, shadow)
+            && mode::has_headers(&target.name, &mut stage.cursor(dbi)?)?
+        {
+            let text = "the values begin with Lightning Stream headers, so the application writes them itself (as PowerDNS does since 4.8), \
+                        but schema_tracks_changes is false: set it to true; if they only look so, set schema_guard to off";
+            return Err(Error::new(Code::WrongMode, text));
         }
         if let Stage::Write(txn) = stage {
             if main.is_none() {
