@@ -160,7 +160,12 @@ class NativeEnvironment implements Environment {
     return this.#work(options, (work) => this.#handle.merge(request, work));
   }
 
-  async capture({ timestampNano, dupsortHack, guard = false, ...options }: CaptureOptions): Promise<CaptureResult> {
+  async capture({
+    timestampNano,
+    dupsortHack,
+    guard = false,
+    ...options
+  }: CaptureOptions): Promise<CaptureResult> {
     const request = { timestampNano, dupsortHack, guard };
     return this.#work(options, (work) => this.#handle.capture(request, work));
   }

@@ -739,23 +739,18 @@ export function deletedCutoffNano(sweeper: SweeperConfig, nowNano: bigint): bigi
 export function wrongMode(database: string, { dbi, finding }: ModeDoubt): string {
   const key = (name: string): string => `lmdbs.${database}.${name}`;
   const option = key('schema_tracks_changes');
-  switch (finding) {
-    case 'headers':
-      return (
-        `${option} is false, but the values in DBI ${dbi} begin with Lightning Stream headers, so the application writes them itself ` +
-        `(as PowerDNS does since 4.8): set it to true; if they only look so, set ${key('schema_guard')} to off`
-      );
-    case 'shadow':
-      return (
-        `${option} is true, but the values in DBI ${dbi} have their headers in _sync_shadow_${dbi}, as in shadow mode: set it to false; ` +
-        `or let the application write headers first, then remove the shadows with drop-shadow`
-      );
-    case 'plain':
-      return (
-        `${option} is true, but no value in this LMDB begins with a Lightning Stream header (the first without one is in DBI ${dbi}), ` +
-        `so the application does not write them: set it to false`
-      );
-  }
+  const texts: Record<ModeDoubt['finding'], string> = {
+    headers:
+      `${option} is false, but the values in DBI ${dbi} begin with Lightning Stream headers, so the application writes them itself ` +
+      `(as PowerDNS does since 4.8): set it to true; if they only look so, set ${key('schema_guard')} to off`,
+    shadow:
+      `${option} is true, but the values in DBI ${dbi} have their headers in _sync_shadow_${dbi}, as in shadow mode: set it to false; ` +
+      `or let the application write headers first, then remove the shadows with drop-shadow`,
+    plain:
+      `${option} is true, but no value in this LMDB begins with a Lightning Stream header (the first without one is in DBI ${dbi}), ` +
+      `so the application does not write them: set it to false`,
+  };
+  return texts[finding];
 }
 
 function createFlags({ dbiOptions }: LmdbConfig): Record<string, number> {
