@@ -6,6 +6,7 @@ import type { Shell } from './completion.ts';
 import type { FixDuplicateDomainsFlags, MigrateTimestampsFlags } from './experimental.ts';
 import type { Io } from './io.ts';
 import type { Session } from './session.ts';
+import type { VerifyCommandOptions } from './verify.ts';
 
 /** Flags that every command takes, before or after its name. */
 export interface GlobalOptions {
@@ -197,7 +198,7 @@ export function createProgram(runner: Runner): Command {
         .argParser(wholeNumber),
     )
     .option('--json', 'as JSON, an object per line')
-    .action((names: string[], options: Parameters<typeof import('./verify.ts').verify>[2]) =>
+    .action((names: string[], options: VerifyCommandOptions) =>
       runner.configured(async (session) => (await import('./verify.ts')).verify(session, names, options)),
     );
 
