@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use common::{file, open, put_raw, raw_contents, temp_dir};
 use lightningstream_core::lmdb::{Environment, flags};
-use lightningstream_core::merge::{CaptureOptions, Captured, Counts, MergeOptions, Merged, Shadow, Stamp, capture, merge};
+use lightningstream_core::merge::{
+    CaptureOptions, Captured, Counts, MergeOptions, Merged, Shadow, Stamp, capture, merge,
+};
 use lightningstream_core::publish::publish_shadow;
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::{Cancel, Code, Result};
@@ -192,7 +194,7 @@ fn a_dbi_that_is_dropped_during_a_merge_comes_back_whole() {
     let two = file(&dir, "two.pb.gz");
     publish_at(&source, &two, 100);
     // Whether or not the plan has something else to create.
-    for snapshot in [one, two] {
+    for snapshot in [two, one] {
         let path = file(&dir, "a.mdb");
         let _ = std::fs::remove_file(&path);
         let env = open(&path, 1 << 20);
