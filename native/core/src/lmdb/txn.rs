@@ -435,8 +435,17 @@ impl<'e> WriteTxn<'e> {
     /// # Errors
     /// `MDB_DBS_FULL` when `max_dbs` is reached; `MDB_BAD_VALSIZE` for a name that LMDB refuses.
     pub fn create_dbi(&mut self, name: &str, flags: u32) -> Result<Dbi> {
-        if self.registry.is_none() {
+        let Some(registry) = &mut self.registry else {
             return Err(Error::new(Code::InvalidArgument, "this transaction may not create a DBI").in_dbi(name));
+        };
+        if !self.handles.contains_key(name)
+            && let Some(stale) = registry.remove(name)
+        {
+            // Another process deleted the DBI. A handle that is left of it would be what opening returns, with nothing created, and
+            // writing by it goes to no valid page (mdb.c, mdb_dbi_open).
+            // SAFETY: a live transaction, which cannot have used the handle: the DBI was not among its names. No other transaction may
+            // begin with it while we hold the registry; readers that have it get an error from it (mdb.c, TXN_DBI_CHANGED).
+            unsafe { ffi::mdb_dbi_close(ffi::mdb_txn_env(self.raw.ptr), stale) };
         }
         let handle = self.raw.open_dbi(name, ffi::MDB_CREATE | flags)?;
         self.handles.insert(name.to_owned(), handle);

@@ -285,21 +285,24 @@ impl<'a> Round<'a> {
         let flow = self.walk(&mut stage, &mut batch, self.merging)?;
         drop(stage);
         self.merge.out.plan = started.elapsed();
-        match flow {
-            Flow::Done if batch.dbis.iter().all(|dbi| !dbi.create && dbi.entries == 0) => Ok(true),
-            Flow::Done => self.apply(&batch).map(|()| true),
-            Flow::Full => {
-                drop(batch);
-                match self.stream()? {
-                    Flow::Unordered => self.one_by_one(),
-                    flow => Ok(!matches!(flow, Flow::NeedsIndex)),
+        let planned = match flow {
+            Flow::Done if batch.dbis.iter().all(|dbi| !dbi.create && dbi.entries == 0) => return Ok(true),
+            Flow::Done => {
+                if self.apply(&batch)? {
+                    return Ok(true);
                 }
+                Flow::Full
             }
-            Flow::Unordered => {
-                drop(batch);
-                self.one_by_one()
-            }
+            flow => flow,
+        };
+        drop(batch);
+        match planned {
             Flow::NeedsIndex => Ok(false),
+            Flow::Unordered => self.one_by_one(),
+            Flow::Done | Flow::Full => match self.stream()? {
+                Flow::Unordered => self.one_by_one(),
+                flow => Ok(!matches!(flow, Flow::NeedsIndex)),
+            },
         }
     }
 
@@ -553,7 +556,8 @@ impl<'a> Round<'a> {
         Ok(true)
     }
 
-    fn apply(&mut self, batch: &Candidates) -> Result<()> {
+    /// False: the plan does not hold any more, and nothing was written.
+    fn apply(&mut self, batch: &Candidates) -> Result<bool> {
         let may_create = batch.dbis.iter().any(|dbi| dbi.create);
         let planned_on = self.merge.out.base_txn_id;
         let (mut stage, locked) = self.begin(may_create)?;
@@ -564,9 +568,15 @@ impl<'a> Round<'a> {
             let mut target = planned.target.clone();
             let own = entries.by_ref().take(planned.entries as usize);
             // The application may have dropped a DBI since.
-            if target.is_local() && stage.dbi(&target.name)?.is_none() {
-                own.for_each(drop);
-                continue;
+            if stage.dbi(&target.name)?.is_none() {
+                if target.is_local() {
+                    own.for_each(drop);
+                    continue;
+                }
+                if !planned.create {
+                    // It gets all that its shadow has, not only what had to be written: the rest would be taken for removed.
+                    return Ok(false);
+                }
             }
             let pair = self.open(&mut stage, &mut target)?;
             if let Stage::Write(txn) = &mut stage {
@@ -577,7 +587,7 @@ impl<'a> Round<'a> {
         if !unchanged {
             self.covered = planned_on;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn stream(&mut self) -> Result<Flow> {
