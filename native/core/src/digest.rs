@@ -212,13 +212,14 @@ mod tests {
 
     #[test]
     fn order_does_not_matter_and_every_field_does() {
-        let a: (&[u8], u64, u8, &[u8]) = (b"a", 1, 0, b"x");
-        let b: (&[u8], u64, u8, &[u8]) = (b"b", 2, 1, b"");
+        type Entry<'a> = (&'a [u8], u64, u8, &'a [u8]);
+        let a: Entry<'_> = (b"a", 1, 0, b"x");
+        let b: Entry<'_> = (b"b", 2, 1, b"");
         assert_eq!(content("d", &[a, b]), content("d", &[b, a]));
         let whole = content("d", &[a, b]);
         assert_eq!((whole.entries, whole.deleted), (2, 1));
         assert_eq!(whole.live(), content("d", &[a]).all);
-        let others: [(&str, (&[u8], u64, u8, &[u8])); 6] = [
+        let others: [(&str, Entry<'_>); 6] = [
             ("e", a),
             ("d", (b"A", 1, 0, b"x")),
             ("d", (b"a", 2, 0, b"x")),
