@@ -443,9 +443,11 @@ impl<'e> WriteTxn<'e> {
         {
             // Another process deleted the DBI. A handle that is left of it would be what opening returns, with nothing created, and
             // writing by it goes to no valid page (mdb.c, mdb_dbi_open).
-            // SAFETY: a live transaction, which cannot have used the handle: the DBI was not among its names. No other transaction may
-            // begin with it while we hold the registry; readers that have it get an error from it (mdb.c, TXN_DBI_CHANGED).
-            unsafe { ffi::mdb_dbi_close(ffi::mdb_txn_env(self.raw.ptr), stale) };
+            // SAFETY: a live transaction.
+            let env = unsafe { ffi::mdb_txn_env(self.raw.ptr) };
+            // SAFETY: this transaction cannot have used the handle, as the DBI was not among its names. No other may begin with it while
+            // we hold the registry; readers that have it get an error from it (mdb.c, TXN_DBI_CHANGED).
+            unsafe { ffi::mdb_dbi_close(env, stale) };
         }
         let handle = self.raw.open_dbi(name, ffi::MDB_CREATE | flags)?;
         self.handles.insert(name.to_owned(), handle);
