@@ -70,6 +70,14 @@ export class Site implements AsyncDisposable {
     return zones.map(({ name }) => name).sort();
   }
 
+  /** Waits until these are its zones. Main and shard travel apart: without its records a zone is refused before it is gone. */
+  async hasZones(names: readonly string[]): Promise<void> {
+    await this.#until(`zones ${names.join(' ')}`, async () => {
+      const found = await this.zoneNames();
+      if (found.join() !== names.toSorted().join()) throw new Error(`got ${found.join(' ')}`);
+    });
+  }
+
   /** As `dig -y` wants it. */
   async tsigKey(name: string): Promise<string> {
     const [, algorithm, secret] =
