@@ -205,7 +205,7 @@ export class Instance implements AsyncDisposable {
   }
 
   /** Waits until the application can read the value. */
-  async has(key: string, value: string, timeoutMs = 15_000): Promise<void> {
+  async has(key: string, value: string, timeoutMs = 30_000): Promise<void> {
     const what = `${this.name} has ${key} = ${value.slice(0, 40)}`;
     await until(async () => (await this.app.get(DBI, key))?.value === value, { what, timeoutMs });
   }

@@ -24,7 +24,7 @@ export interface ConformanceTraits {
 
 const BIG_BYTES = 64 << 20;
 /** The most that a 64 MiB object may add to the buffers of the process: chunks and what waits for the garbage collector. */
-const FLAT_BYTES = 24 << 20;
+const FLAT_BYTES = 32 << 20;
 
 /** What every storage must do, whatever is behind it. `openBackend` gives a fresh, empty one each time. */
 export function storageConformance(
