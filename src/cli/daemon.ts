@@ -1,12 +1,12 @@
 import type { Storage } from '../storage/storage.ts';
-import { type DaemonMode, refuseMissingFeatures } from './not-built.ts';
+import { refuseMissingFeatures } from './not-built.ts';
 import type { Session } from './session.ts';
 import { withStorage } from './storage.ts';
 
 /** `sync` and `receive` */
 export async function daemon(
   session: Session,
-  mode: DaemonMode,
+  mode: 'sync' | 'receive',
   options: {
     readonly onlyOnce?: true;
     readonly onlyDb?: readonly string[];
@@ -17,7 +17,7 @@ export async function daemon(
   const config = options.onlyOnce === true ? { ...session.config, onlyOnce: true } : session.config;
   const all = [...config.lmdbs.keys()];
   const { onlyDb: onlyDbs = [] } = options;
-  refuseMissingFeatures(config, session.configFile, mode, onlyDbs.length === 0 ? all : onlyDbs);
+  refuseMissingFeatures(config, session.configFile, onlyDbs.length === 0 ? all : onlyDbs);
 
   const [{ runDaemon }, { loadNative }, { createMetrics }, { createHealth }] = await Promise.all([
     import('../sync/daemon.ts'),

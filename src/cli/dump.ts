@@ -1,6 +1,5 @@
-import { errorMessage, isAbort, UsageError } from '../errors.ts';
 import { withDownload } from './download.ts';
-import { isClosedPipe, print } from './io.ts';
+import { eachLmdb, namedLmdb, withEnvironment } from './lmdbs.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 
@@ -9,47 +8,30 @@ export async function dump(
   session: Session,
   options: { readonly hide?: true; readonly name?: string; readonly json?: true },
 ): Promise<number> {
-  const { io, config, signal } = session;
+  const { io, signal } = session;
   requireOwnStdout(session);
   const { name: only = '' } = options;
-  if (only !== '' && !config.lmdbs.has(only)) {
-    throw new UsageError(
-      `--name ${only}: no such database; lmdbs has ${[...config.lmdbs.keys()].join(', ')}`,
+  if (only !== '') namedLmdb(session, `--name ${only}`, only);
+  return eachLmdb(session, only === '' ? [] : [only], async (name, lmdb) => {
+    await withEnvironment(lmdb, 'read', (environment) =>
+      withProgress(
+        io,
+        `dump ${name}`,
+        (progress) =>
+          environment.dump({
+            database: name,
+            hidePrivate: options.hide === true,
+            mode: lmdb.schemaTracksChanges ? 'native' : 'shadow',
+            format: options.json === true ? 'json' : 'text',
+            nowNano: nowNano(),
+            signal,
+            ...progress,
+          }),
+        { prints: true },
+      ),
     );
-  }
-  const { loadNative } = await import('../native/index.ts');
-  const native = loadNative();
-  let exitCode = 0;
-  for (const [name, lmdb] of [...config.lmdbs].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
-    if (only !== '' && name !== only) continue;
-    try {
-      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, readOnly: true });
-      try {
-        await withProgress(
-          io,
-          `dump ${name}`,
-          (progress) =>
-            environment.dump({
-              database: name,
-              hidePrivate: options.hide === true,
-              mode: lmdb.schemaTracksChanges ? 'native' : 'shadow',
-              format: options.json === true ? 'json' : 'text',
-              nowNano: nowNano(),
-              signal,
-              ...progress,
-            }),
-          { prints: true },
-        );
-      } finally {
-        await environment.close();
-      }
-    } catch (error) {
-      if (isAbort(error) || isClosedPipe(error)) throw error;
-      exitCode = 1;
-      await print(io.stderr, `lightningstream: lmdbs.${name}: ${errorMessage(error)}\n`);
-    }
-  }
-  return exitCode;
+    return true;
+  });
 }
 
 /** `snapshots dump` */

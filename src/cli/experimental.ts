@@ -1,6 +1,7 @@
 import { UsageError } from '../errors.ts';
 import type { Environment } from '../native/types.ts';
 import { print } from './io.ts';
+import { namedLmdb, withEnvironment } from './lmdbs.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 
@@ -100,16 +101,5 @@ async function withDatabase<T>(
   name: string,
   body: (environment: Environment) => Promise<T>,
 ): Promise<T> {
-  const { lmdbs } = session.config;
-  const lmdb = lmdbs.get(name);
-  if (lmdb === undefined) {
-    throw new UsageError(`--database ${name}: no such database; lmdbs has ${[...lmdbs.keys()].join(', ')}`);
-  }
-  const { loadNative } = await import('../native/index.ts');
-  const environment = loadNative().openEnvironment(lmdb.path, { ...lmdb.options, create: false });
-  try {
-    return await body(environment);
-  } finally {
-    await environment.close();
-  }
+  return await withEnvironment(namedLmdb(session, `--database ${name}`, name), 'write', body);
 }

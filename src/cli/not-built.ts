@@ -8,38 +8,24 @@ interface Missing {
   readonly keys: (config: Config, dbs: readonly string[]) => readonly string[];
   /** What to do about such a key. */
   readonly instead: string;
-  /** Commands that would do it. */
-  readonly modes: readonly DaemonMode[];
 }
-
-export type DaemonMode = 'sync' | 'receive';
-
-const BOTH: readonly DaemonMode[] = ['sync', 'receive'];
 
 /** One entry per feature; it goes when the feature comes. */
 const missing: readonly Missing[] = [
-  { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs', modes: BOTH },
+  { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs or s3' },
   {
     what: 'the schema guard',
     keys: lmdbKeys('schema_guard', (lmdb) => typeof lmdb.schemaGuard === 'number'),
     instead: 'remove it',
-    modes: BOTH,
   },
 ];
 
 /** @throws {@link ConfigError} with a line for each key that asks for what is not there. */
-export function refuseMissingFeatures(
-  config: Config,
-  configFile: string,
-  mode: DaemonMode,
-  dbs: readonly string[],
-): void {
-  const complaints = missing.flatMap(({ what, keys, instead, modes }) =>
-    modes.includes(mode)
-      ? keys(config, dbs).map(
-          (key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`,
-        )
-      : [],
+export function refuseMissingFeatures(config: Config, configFile: string, dbs: readonly string[]): void {
+  const complaints = missing.flatMap(({ what, keys, instead }) =>
+    keys(config, dbs).map(
+      (key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`,
+    ),
   );
   if (complaints.length > 0) throw new ConfigError(complaints);
 }

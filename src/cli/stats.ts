@@ -1,32 +1,17 @@
 import { formatDbiFlags, humanSize } from '../config/units.ts';
 import type { EnvironmentStats } from '../native/types.ts';
-import { errorMessage } from '../errors.ts';
 import { print } from './io.ts';
+import { eachLmdb, withEnvironment } from './lmdbs.ts';
 import type { Session } from './session.ts';
 
 /** `stats`: as much as can be read; 1 when an LMDB could not be. */
-export async function stats(session: Session, options: { readonly json?: true } = {}): Promise<number> {
-  const { loadNative } = await import('../native/index.ts');
-  const native = loadNative();
-  let exitCode = 0;
-  for (const [name, lmdb] of [...session.config.lmdbs].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
-    try {
-      // A look must not bring an LMDB into being.
-      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, readOnly: true });
-      try {
-        const found = await environment.stats();
-        const text =
-          options.json === true ? formatStatsJson(name, lmdb.path, found) : formatStats(name, found);
-        await print(session.io.stdout, text);
-      } finally {
-        await environment.close();
-      }
-    } catch (error) {
-      exitCode = 1;
-      await print(session.io.stderr, `lightningstream: lmdbs.${name}: ${errorMessage(error)}\n`);
-    }
-  }
-  return exitCode;
+export function stats(session: Session, options: { readonly json?: true } = {}): Promise<number> {
+  return eachLmdb(session, [], async (name, lmdb) => {
+    const found = await withEnvironment(lmdb, 'read', (environment) => environment.stats());
+    const text = options.json === true ? formatStatsJson(name, lmdb.path, found) : formatStats(name, found);
+    await print(session.io.stdout, text);
+    return true;
+  });
 }
 
 /** The lines of Lightning Stream, which print Go structs. */

@@ -7,6 +7,7 @@ import { parseSnapshotName, type SnapshotName } from '../snapshot/name.ts';
 import { deletedCutoffNano } from '../sync/syncer.ts';
 import { withDownload } from './download.ts';
 import { print } from './io.ts';
+import { eachLmdb, namedLmdb, withEnvironment } from './lmdbs.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
 import { withStorage } from './storage.ts';
@@ -49,46 +50,26 @@ export async function verify(
   names: readonly string[],
   options: VerifyCommandOptions,
 ): Promise<number> {
-  const { io, config } = session;
-  for (const only of options.onlyDb) known(session, `--only-db ${only}`, only);
+  for (const only of options.onlyDb) namedLmdb(session, `--only-db ${only}`, only);
   const parsed = names.map((name) => {
     const parts = parseSnapshotName(name);
     if (parts === undefined) throw new UsageError(`${name} is no name of a snapshot`);
-    known(session, name, parts.database);
+    namedLmdb(session, name, parts.database);
     return parts;
   });
-  const { loadNative } = await import('../native/index.ts');
-  const native = loadNative();
-  let exitCode = 0;
-  for (const [db, lmdb] of [...config.lmdbs].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
-    if (options.onlyDb.length > 0 && !options.onlyDb.includes(db)) continue;
-    try {
-      const wanted = parsed.filter(({ database }) => database === db);
-      // Listed before anything is read: what is stored later cannot be expected to be here.
-      if (options.latest === true) wanted.push(...(await latest(session, db)));
-      const environment = native.openEnvironment(lmdb.path, { ...lmdb.options, readOnly: true });
-      try {
-        const report = await examine(session, environment, db, lmdb, wanted, options);
-        await print(
-          io.stdout,
-          options.json === true ? reportJson(report, options) : reportText(report, options),
-        );
-        if (!isSound(report, options)) exitCode = 1;
-      } finally {
-        await environment.close();
-      }
-    } catch (error) {
-      if (isAbort(error)) throw error;
-      exitCode = 1;
-      await print(io.stderr, `lightningstream: lmdbs.${db}: ${errorMessage(error)}\n`);
-    }
-  }
-  return exitCode;
-}
-
-function known({ config }: Session, what: string, database: string): void {
-  if (config.lmdbs.has(database)) return;
-  throw new UsageError(`${what}: no such database; lmdbs has ${[...config.lmdbs.keys()].join(', ')}`);
+  return eachLmdb(session, options.onlyDb, async (db, lmdb) => {
+    const wanted = parsed.filter(({ database }) => database === db);
+    // Listed before anything is read: what is stored later cannot be expected to be here.
+    if (options.latest === true) wanted.push(...(await latest(session, db)));
+    const report = await withEnvironment(lmdb, 'read', (environment) =>
+      examine(session, environment, db, lmdb, wanted, options),
+    );
+    await print(
+      session.io.stdout,
+      options.json === true ? reportJson(report, options) : reportText(report, options),
+    );
+    return isSound(report, options);
+  });
 }
 
 /** Of every instance the newest, our own included. */

@@ -15,12 +15,9 @@ use crate::cancel::Cancel;
 use crate::error::{Code, Error, Result};
 use crate::header;
 use crate::lmdb::{Environment, flags};
-use crate::merge::PRIVATE_PREFIX;
+use crate::merge::{PRIVATE_PREFIX, SHADOW_PREFIX};
 use crate::snapshot::Meta;
 use crate::snapshot::decode::{DbiHeader, Event, Index, Reader};
-
-/// DBIs whose values have headers in shadow mode.
-const SHADOW_PREFIX: &str = "_sync_shadow_";
 /// Records between two looks at the cancel flag.
 const CHECK_EVERY: u64 = 4096;
 /// Bytes written at a time.

@@ -11,10 +11,7 @@ use std::collections::BTreeSet;
 use crate::error::{Code, Error, Result};
 use crate::header::{self, Native};
 use crate::lmdb::{Dbi, ReadCursor, ReadTxn, flags};
-use crate::merge::PRIVATE_PREFIX;
-
-/// What the name of a shadow DBI begins with; the application's DBI follows.
-const SHADOW_PREFIX: &str = "_sync_shadow_";
+use crate::merge::{PRIVATE_PREFIX, SHADOW_PREFIX};
 /// PowerDNS names its DBIs with headers so, and an upgrade to them gives all records the timestamp 0.
 const NATIVE_SUFFIX: &str = "_v5";
 /// Values looked at in each DBI.

@@ -11,10 +11,7 @@ use crate::cancel::Cancel;
 use crate::error::{Code, Error, Result};
 use crate::header::{self, Native};
 use crate::lmdb::{Dbi, Environment, KeyOrder, flags};
-use crate::merge::PRIVATE_PREFIX;
-
-/// Names of the DBIs that keep the headers of an application that has none.
-const SHADOW_PREFIX: &str = "_sync_shadow_";
+use crate::merge::{PRIVATE_PREFIX, SHADOW_PREFIX};
 
 /// Keys collected before they are deleted, bytes.
 const BATCH_BYTES: usize = 1 << 20;
@@ -339,8 +336,8 @@ impl Sweep<'_> {
     /// A commit takes a fixed time and one for each page: taking all of the last one as proportional errs on the safe side.
     fn must_let_go(&self, held: Duration, removed: u64) -> bool {
         let Some(limit) = self.options.lock_duration else { return false };
-        // A fifth for what cannot be foreseen: a slower commit, a busy processor.
-        let limit = limit * 4 / 5;
+        // Half is for what cannot be foreseen: a slower commit, a busy processor.
+        let limit = limit / 2;
         if held >= limit {
             return true;
         }

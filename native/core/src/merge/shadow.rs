@@ -936,7 +936,7 @@ fn settle<'a>(
     Ok(Outcome { shadow: write, main })
 }
 
-/// Where a walk over both DBIs is.
+/// Where a walk over both DBIs is; nothing is left of a side without a record.
 #[derive(Default)]
 struct Position {
     main: Option<(Vec<u8>, Vec<u8>)>,
@@ -955,31 +955,33 @@ impl<'t> Sides<'t> {
     /// From the beginning, or from `place`: what is there must not have been written since.
     fn open(stage: &'t Stage<'_>, pair: &Pair, place: Option<Position>) -> Result<Self> {
         let mut sides = Self { main: None, shadow: None, shadow_at: None, order: pair.order };
-        let (main_at, shadow_at) = match place {
-            Some(place) => (Some(place.main), Some(place.shadow)),
-            None => (None, None),
-        };
         if let Some(dbi) = pair.shadow {
             let mut cursor = stage.cursor(dbi)?;
-            sides.shadow_at = match shadow_at {
+            sides.shadow_at = match &place {
                 None => cursor.next()?,
-                Some(None) => None,
-                Some(Some(key)) => cursor.seek(&key)?,
+                Some(Position { shadow: Some(key), .. }) => cursor.seek(key)?,
+                Some(Position { shadow: None, .. }) => None,
             };
             sides.shadow = Some(cursor);
         }
         if let Some(dbi) = pair.main {
-            let cursor = stage.cursor(dbi)?;
+            let mut cursor = stage.cursor(dbi)?;
+            let at = match &place {
+                None => cursor.next()?,
+                Some(Position { main: Some((key, value)), .. }) if pair.encoded => cursor.seek_duplicate(key, value)?,
+                Some(Position { main: Some((key, _)), .. }) => cursor.seek(key)?,
+                Some(Position { main: None, .. }) => None,
+            };
             let mut main = MainSide {
                 cursor,
-                at: None,
+                at,
                 encoded: pair.encoded,
                 checked: pair.encoded || !pair.same_order,
                 order: pair.order,
                 key: Vec::new(),
                 previous: Vec::new(),
             };
-            main.start(main_at).map_err(|e| e.in_dbi(pair.name.as_str()))?;
+            main.encode().map_err(|e| e.in_dbi(pair.name.as_str()))?;
             sides.main = Some(main);
         }
         Ok(sides)
@@ -1071,18 +1073,6 @@ impl MainSide<'_> {
     #[inline]
     fn key(&self) -> Option<&[u8]> {
         self.at.map(|(key, _)| if self.encoded { self.key.as_slice() } else { key })
-    }
-
-    /// Stands at the beginning, at this record, or at the end.
-    #[allow(clippy::option_option)]
-    fn start(&mut self, at: Option<Option<(Vec<u8>, Vec<u8>)>>) -> Result<()> {
-        self.at = match at {
-            None => self.cursor.next()?,
-            Some(None) => None,
-            Some(Some((key, value))) if self.encoded => self.cursor.seek_duplicate(&key, &value)?,
-            Some(Some((key, _))) => self.cursor.seek(&key)?,
-        };
-        self.encode()
     }
 
     #[inline]
