@@ -8,7 +8,8 @@
 # DEBIAN_MIRROR replaces http://deb.debian.org/debian; signatures are checked in any case.
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Called by build/tool.sh.
 set -eu
-. "$(dirname "$0")/versions.sh"
+build=$(cd "$(dirname "$0")" && pwd)
+. "$build/versions.sh"
 only_look=false
 if [ "${1:-}" = --installed ]; then
   only_look=true
@@ -19,8 +20,6 @@ eval "version=\${pdns_in_$suite-}"
 machine=$(uname -m)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lightningstream-ts
 directory=$cache/pdns-$suite-$machine
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-PATH=$PATH:/usr/sbin:/sbin
 
 unavailable() {
   echo "PowerDNS from Debian $suite: $*" >&2
@@ -43,20 +42,7 @@ exec 9>"$directory.lock"
 flock 9
 found
 
-if ! command -v debootstrap >/dev/null 2>&1 || [ ! -f "$keyring" ]; then
-  packages='debootstrap debian-archive-keyring'
-  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-    unavailable "needs debootstrap and $keyring. Debian, Ubuntu: apt install $packages"
-  fi
-  echo 'installing debootstrap' >&2
-  export DEBIAN_FRONTEND=noninteractive
-  install() {
-    # shellcheck disable=SC2086 # two packages
-    apt-get install -qq -y --no-install-recommends $packages >&2
-  }
-  # The package lists may be missing or out of date.
-  install || { apt-get update -qq >&2 && install; } || unavailable "apt-get install $packages failed"
-fi
+. "$build/debootstrap.sh"
 
 echo "unpacking PowerDNS $version from Debian $suite into $directory (a minute, once)" >&2
 # In a directory of its own, then renamed: an interrupted installation never leaves half of it.
@@ -64,11 +50,7 @@ work=$(mktemp -d "$cache/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 # debootstrap finds, fetches and checks the packages. To run from a directory they need only be unpacked.
-if ! debootstrap --download-only --variant=minbase --keyring="$keyring" --force-check-gpg \
-  --include=pdns-server,pdns-backend-lmdb,pdns-tools,bind9-dnsutils \
-  "$suite" "$work/packages" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/log" 2>&1; then
-  unavailable "debootstrap $suite failed (DEBIAN_MIRROR names another mirror): $(grep '^E:' "$work/log" | tail -n 1)"
-fi
+bootstrap "$suite" "$work/packages" "$work/log" --download-only --include=pdns-server,pdns-backend-lmdb,pdns-tools,bind9-dnsutils
 mkdir "$work/root"
 for package in "$work"/packages/var/cache/apt/archives/*.deb; do
   dpkg-deb -x "$package" "$work/root"

@@ -4,6 +4,8 @@
 #   minio, versitygw   S3 servers
 #   mc                 MinIO's client: its users and policies
 #   pdns-4.9, pdns-4.7 PowerDNS of Debian 13 and 12: directories (build/pdns-root.sh)
+#   debian-13, debian-12
+#                      minimal installations, and packages to install there: directories (build/debian-root.sh)
 #   zsh, fish, groff   the system's own; as root, apt-get installs a missing one
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
@@ -24,13 +26,15 @@ unavailable() {
   exit 1
 }
 
-suite=
+suite='' script=pdns-root.sh
 case $tool in
   minio) version=$minio_version module=github.com/minio/minio ;;
   mc) version=$mc_version module=github.com/minio/mc ;;
   versitygw) version=$versitygw_version module=github.com/versity/versitygw/cmd/versitygw ;;
   pdns-4.9) suite=trixie ;;
   pdns-4.7) suite=bookworm ;;
+  debian-13) suite=trixie script=debian-root.sh ;;
+  debian-12) suite=bookworm script=debian-root.sh ;;
   zsh | fish | groff)
     command -v "$tool" && exit
     if $only_look || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then unavailable 'not installed'; fi
@@ -41,10 +45,10 @@ case $tool in
     command -v "$tool"
     exit
     ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, zsh, fish, groff' ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff' ;;
 esac
 if [ -n "$suite" ]; then
-  if $only_look; then exec sh "$build/pdns-root.sh" --installed "$suite"; else exec sh "$build/pdns-root.sh" "$suite"; fi
+  if $only_look; then exec sh "$build/$script" --installed "$suite"; else exec sh "$build/$script" "$suite"; fi
 fi
 
 directory=$cache/$tool-$version-$(uname -m)
