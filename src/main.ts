@@ -1,4 +1,5 @@
 import { constants } from 'node:os';
+import { isSea } from 'node:sea';
 import {
   ensureMinimumPid,
   isStopRequest,
@@ -39,7 +40,8 @@ process.on('uncaughtException', (error) => {
 // A closed pipe is told to whoever writes; without a listener it would be an uncaught exception as well.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
 
-const exitCode = await run(argv, {
+// Not awaited here: the single binary is made of CommonJS, which cannot.
+void run(argv, {
   env: process.env,
   stdout: process.stdout,
   stderr: process.stderr,
@@ -51,7 +53,8 @@ const exitCode = await run(argv, {
     ensureMinimumPid(minimum, logger, {
       pid: process.pid,
       execPath: process.execPath,
-      args: [...process.execArgv, ...process.argv.slice(1)],
+      // The single binary brings its own flags, and has no script.
+      args: isSea() ? argv : [...process.execArgv, ...process.argv.slice(1)],
       env: process.env,
       takeStops: (listener) => {
         stop = listener;
@@ -60,6 +63,7 @@ const exitCode = await run(argv, {
         };
       },
     }),
+}).then((exitCode) => {
+  // What is still open (watchers, sockets) must not keep the process.
+  process.exit(exitCode);
 });
-// What is still open (watchers, sockets) must not keep the process.
-process.exit(exitCode);

@@ -1,8 +1,6 @@
-import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
-
 import type * as Addon from '../../native/addon/index.d.ts';
 import { LightningStreamError } from '../errors.ts';
+import { loadAddon } from './addon.ts';
 import type {
   CaptureOptions,
   CaptureResult,
@@ -57,18 +55,9 @@ export class NativeError extends LightningStreamError {
 /** How often progress is passed on, ms. */
 const PROGRESS_INTERVAL_MS = 250;
 
-/** Loads the addon. The only place that knows where it lies. */
+/** @throws LightningStreamError `ADDON` when the addon cannot be loaded */
 export function loadNative(): Native {
-  const path = fileURLToPath(new URL('../../native/addon/lightningstream.node', import.meta.url));
-  let addon: typeof Addon;
-  try {
-    addon = createRequire(import.meta.url)(path) as typeof Addon;
-  } catch (error) {
-    const detail = error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error);
-    throw new LightningStreamError('ADDON', `cannot load the native addon ${path}: ${detail}`, {
-      cause: error,
-    });
-  }
+  const addon = loadAddon();
   return {
     lmdbVersion: addon.lmdbVersion(),
     addonVersion: addon.addonVersion(),
