@@ -113,6 +113,8 @@ export interface StartOptions {
   readonly command?: string;
   /** A Ctrl-C at the terminal does not reach it. */
   readonly ownProcessGroup?: boolean;
+  /** `pipe`: standard input stays open until `child.stdin` is ended, or this process ends; otherwise it is empty. */
+  readonly stdin?: 'pipe';
 }
 
 export interface ExitStatus {
@@ -153,14 +155,14 @@ export async function start(options: StartOptions): Promise<Running> {
   const child = spawn(options.command ?? launcher, args, {
     cwd: options.cwd ?? tmpdir(),
     env: cleanEnvironment(options.env ?? {}),
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: [options.stdin ?? 'ignore', 'pipe', 'pipe'],
     detached: options.ownProcessGroup ?? false,
   });
   children.add(child);
 
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
-    child[name].setEncoding('utf8').on('data', (text: string) => {
+    child[name]?.setEncoding('utf8').on('data', (text: string) => {
       output[name] += text;
     });
   }
