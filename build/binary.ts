@@ -3,8 +3,9 @@
  *
  *   node build/binary.ts [x64|arm64]
  *
- * Into dist/binary (dist/binary/arm64 for another architecture than this machine's): `lightningstream`, and the addon that is in it as
- * `lightningstream.node`. Does nothing when they are of the same ingredients already. docs/architecture.md says how it works.
+ * Into dist/binary (dist/binary/arm64 for another architecture than this machine's): `lightningstream`, the addon that is in it as
+ * `lightningstream.node`, and `bundle.json`, which says of which modules it is (for the SBOM). Does nothing when they are of the same
+ * ingredients already. docs/architecture.md says how it works.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -39,7 +40,7 @@ mkdirSync(output, { recursive: true });
 const addon = join(work, 'lightningstream.node');
 strip(isCross ? crossAddon(root, arch) : join(root, 'native/addon/lightningstream.node'), addon);
 const node = isCross ? crossNode(root, arch) : process.execPath;
-const bundle = await bundled();
+const { bundle, modules } = await bundled();
 
 const ingredients = createHash('sha256');
 for (const part of [node, import.meta.filename, join(root, 'package-lock.json'), addon])
@@ -56,19 +57,20 @@ function architecture(name: string): Architecture {
 }
 
 function isMade(): boolean {
-  const files = [join(output, 'lightningstream'), join(output, 'lightningstream.node')];
+  const files = ['lightningstream', 'lightningstream.node', 'bundle.json'].map((name) => join(output, name));
   return (
     files.every((file) => existsSync(file)) && existsSync(stamp) && readFileSync(stamp, 'utf8') === digest
   );
 }
 
 /** The program and what it imports as one script. Its lazy imports stay so: a module runs when it is first asked for. */
-async function bundled(): Promise<Buffer> {
+async function bundled(): Promise<{ readonly bundle: Buffer; readonly modules: string }> {
   const built = await build({
     entryPoints: [join(root, 'src/main.ts')],
     absWorkingDir: root,
     bundle: true,
     write: false,
+    metafile: true,
     platform: 'node',
     format: 'cjs',
     target: `node${process.versions.node}`,
@@ -84,7 +86,7 @@ async function bundled(): Promise<Buffer> {
   });
   const [file] = built.outputFiles;
   if (file === undefined) throw new Error('esbuild made nothing');
-  return Buffer.from(file.contents);
+  return { bundle: Buffer.from(file.contents), modules: JSON.stringify(built.metafile) };
 }
 
 /** The commit as `make build` knows it; undefined outside of a git checkout. */
@@ -146,5 +148,6 @@ async function make(): Promise<void> {
   copyFileSync(addon, `${addon}.new`);
   renameSync(`${addon}.new`, join(output, 'lightningstream.node'));
   renameSync(made, join(output, 'lightningstream'));
+  writeFileSync(join(output, 'bundle.json'), modules);
   writeFileSync(stamp, digest);
 }

@@ -7,6 +7,8 @@
 #   debian-13, debian-12
 #                      minimal installations, and packages to install there: directories (build/debian-root.sh)
 #   zsh, fish, groff   the system's own; as root, apt-get installs a missing one
+#   dh, rpmbuild, apt-ftparchive, gpg, lintian
+#                      likewise: what makes packages, and checks them
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
 # version, for the next clone: in $XDG_CACHE_HOME/lightningstream-ts (~/.cache/lightningstream-ts).
@@ -27,6 +29,15 @@ unavailable() {
 }
 
 suite='' script=pdns-root.sh
+# The package of Debian that has it.
+package=$tool
+case $tool in
+  dh) package=debhelper ;;
+  rpmbuild) package=rpm ;;
+  apt-ftparchive) package=apt-utils ;;
+  # With its agent, which signs.
+  gpg) package=gnupg ;;
+esac
 case $tool in
   minio) version=$minio_version module=github.com/minio/minio ;;
   mc) version=$mc_version module=github.com/minio/mc ;;
@@ -35,17 +46,19 @@ case $tool in
   pdns-4.7) suite=bookworm ;;
   debian-13) suite=trixie script=debian-root.sh ;;
   debian-12) suite=bookworm script=debian-root.sh ;;
-  zsh | fish | groff)
+  zsh | fish | groff | dh | rpmbuild | apt-ftparchive | gpg | lintian)
     command -v "$tool" && exit
-    if $only_look || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then unavailable 'not installed'; fi
-    echo "installing $tool" >&2
+    if $only_look || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+      unavailable "not installed. Debian, Ubuntu: apt install $package"
+    fi
+    echo "installing $package" >&2
     export DEBIAN_FRONTEND=noninteractive
-    install() { apt-get install -qq -y --no-install-recommends "$tool" >&2; }
-    install || { apt-get update -qq >&2 && install; } || unavailable "apt-get install $tool failed"
+    install() { apt-get install -qq -y --no-install-recommends "$package" >&2; }
+    install || { apt-get update -qq >&2 && install; } || unavailable "apt-get install $package failed"
     command -v "$tool"
     exit
     ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff' ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff, dh, rpmbuild, apt-ftparchive, gpg, lintian' ;;
 esac
 if [ -n "$suite" ]; then
   if $only_look; then exec sh "$build/$script" --installed "$suite"; else exec sh "$build/$script" "$suite"; fi
