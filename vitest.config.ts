@@ -12,6 +12,11 @@ export default defineConfig({
       project('golden', 'test/golden/**/*.test.ts', 60_000),
       // Its tests mostly wait for daemons. Projects with numbers of workers of their own run one after the other.
       project('e2e', 'test/e2e/**/*.test.ts', 120_000, { maxWorkers: 2, sequence: { groupOrder: 1 } }),
+      // After those: machines, and a program with little memory and processor time.
+      project('packages', 'test/packages/**/*.test.ts', 300_000, {
+        maxWorkers: 2,
+        sequence: { groupOrder: 2 },
+      }),
       project('soak', 'test/soak/**/*.test.ts', 7_200_000),
     ],
   },

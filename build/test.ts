@@ -4,8 +4,9 @@
  * A check (format, lint, types) that fails counts as one failure, and so does a runner that dies without naming a failed test.
  * With CI set a skipped test is a failure as well: what a machine cannot run must not look tested.
  *
- *   --quick  checks, Rust's tests, the vitest project `unit`
- *   --soak   the vitest project `soak` only
+ *   --quick     checks, Rust's tests, the vitest project `unit`
+ *   --packages  the vitest project `packages` only
+ *   --soak      the vitest project `soak` only
  */
 import { spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
@@ -35,8 +36,9 @@ const tally: Tally = { passed: 0, failed: [], skipped: [] };
 const flags = new Set(process.argv.slice(2));
 const startedMs = performance.now();
 
-if (flags.has('--soak')) {
-  await vitest(['soak']);
+const alone = ['packages', 'soak'].find((project) => flags.has(`--${project}`));
+if (alone !== undefined) {
+  await vitest([alone]);
 } else {
   await check('cargo fmt', ['cargo', 'fmt', '--all', '--check']);
   await check(
@@ -57,7 +59,7 @@ if (flags.has('--soak')) {
     'warnings',
   ]);
   await cargoTest();
-  await vitest(flags.has('--quick') ? ['unit'] : ['unit', 'golden', 'e2e']);
+  await vitest(flags.has('--quick') ? ['unit'] : ['unit', 'golden', 'e2e', 'packages']);
 }
 
 if (tally.passed + tally.failed.length === 0) tally.failed.push('no test ran');
