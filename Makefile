@@ -23,7 +23,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build binary demo demo-powerdns test check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
+.PHONY: help build binary packages apt-repo demo demo-powerdns test check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -33,6 +33,12 @@ build: $(ADDON) $(DIST) ## the program: native addon and compiled TypeScript
 
 binary: $(ADDON) $(INSTALLED) ## the program as one file, dist/binary/lightningstream; ARCH=arm64: for that, into dist/binary/arm64
 	@cd '$(ROOT)' && mkdir -p .cache && exec flock .cache/binary.lock '$(NODE)' build/binary.ts $(ARCH)
+
+packages: binary ## .deb, .rpm, the binary, SBOM and checksums, in dist/packages
+	@cd '$(ROOT)' && exec flock .cache/packages.lock '$(NODE)' build/packages.ts
+
+apt-repo: ## adds the .deb of dist/packages to a signed apt repository in dist/apt; APT_SIGNING_KEY: gpg's name of the key
+	@cd '$(ROOT)' && exec sh build/apt-repo.sh dist/packages dist/apt
 
 demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && exec '$(NODE)' build/demo.ts
