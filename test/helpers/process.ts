@@ -7,13 +7,15 @@ import { rmSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
 /** The checkout. */
 export const repositoryRoot = join(import.meta.dirname, '..', '..');
-/** The program as a user runs it from a checkout. */
-export const launcher = join(repositoryRoot, 'bin', 'lightningstream');
+/** The program as a user runs it from a checkout; with LIGHTNINGSTREAM_PROGRAM set the one at that path, such as the single binary. */
+export const launcher = resolve(
+  process.env['LIGHTNINGSTREAM_PROGRAM'] || join(repositoryRoot, 'bin', 'lightningstream'),
+);
 
 const children = new Set<ChildProcess>();
 const directories = new Set<string>();
