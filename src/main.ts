@@ -1,3 +1,4 @@
+import { writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { isSea } from 'node:sea';
 import {
@@ -13,6 +14,12 @@ import { errorMessage } from './errors.ts';
 // The only place that touches the process itself: arguments, environment, signals, exit.
 
 const argv = process.argv.slice(2);
+try {
+  // What ps, top and pgrep show; Node.js calls it MainThread.
+  writeFileSync('/proc/self/comm', 'lightningstream');
+} catch {
+  // A convenience.
+}
 const controller = new AbortController();
 
 /** The first asks for an orderly end, the second means now. */
