@@ -169,7 +169,7 @@ function argumentsOf(line: string): readonly string[] | undefined {
   const before = line.slice(0, found.index).trim();
   const isCommand =
     /^$|^\$$|#$|--$|=$|<$|[|;&]$|^ExecStart\w*$/.test(before) ||
-    /^(sudo|exec|time|runuser|docker|podman)\b/.test(before);
+    /^(sudo|exec|time|runuser|systemd-run|docker|podman)\b/.test(before);
   if (!isCommand || !/^ +\S/.test(found[1] ?? '')) return undefined;
   const words: string[] = [];
   for (const [word, , , end] of (found[1] ?? '').matchAll(

@@ -30,13 +30,15 @@ const native = sources('native/core/src/**/*.rs');
 interface Row {
   /** The heading of the first column. */
   readonly kind: string;
+  /** That of the second one. */
+  readonly second: string;
   readonly cells: readonly string[];
 }
 
 /** Rows of all tables; a cell may hold an escaped bar. */
 function rowsOf(markdown: string): readonly Row[] {
   const rows: Row[] = [];
-  let kind = '';
+  let [kind, second] = ['', ''];
   for (const line of markdown.split('\n')) {
     if (!line.startsWith('|')) {
       kind = '';
@@ -46,8 +48,8 @@ function rowsOf(markdown: string): readonly Row[] {
       .slice(1, -1)
       .split(' | ')
       .map((cell) => cell.replace(/^\||\|$/g, '').trim());
-    if (kind === '') kind = cells[0] ?? '';
-    else if (!/^-+$/.test(cells[0] ?? '')) rows.push({ kind, cells });
+    if (kind === '') [kind = '', second = ''] = cells;
+    else if (!/^-+$/.test(cells[0] ?? '')) rows.push({ kind, second, cells });
   }
   return rows;
 }
@@ -93,8 +95,8 @@ describe('docs/troubleshooting.md', () => {
   });
 
   test('the codes are ones that there are', () => {
-    const inTexts = rowsOf(page).flatMap(({ kind, cells }) =>
-      kind === 'line' && cells.length === 3 ? quotes(cells[1]).filter((code) => /^[\w….]+$/.test(code)) : [],
+    const inTexts = rowsOf(page).flatMap(({ second, cells }) =>
+      second === 'code' ? quotes(cells[1]).filter((code) => /^[\w….]+$/.test(code)) : [],
     );
     const codes = [
       ...first('code'),
