@@ -14,6 +14,11 @@ NODE := $(ROOT)/node_modules/$(NODE_PACKAGE)/bin/node
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(ROOT)/target)
 export CARGO_TARGET_DIR := $(TARGET_DIR)
 
+# What is built for users does not depend on where: no path of this machine is in it. (For tests it does not matter.)
+CRATES := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
+RELEASE_ENV := RUSTFLAGS='$(strip $(RUSTFLAGS) --remap-path-prefix=$(ROOT)=/lightningstream-ts --remap-path-prefix=$(CRATES)=/crates --remap-path-prefix=$(TARGET_DIR)=/target)' \
+	CFLAGS='$(strip $(CFLAGS) -ffile-prefix-map=$(CRATES)=/crates -ffile-prefix-map=$(TARGET_DIR)=/target)'
+
 INSTALLED := $(ROOT)/node_modules/.installed
 ADDON := $(ROOT)/native/addon/lightningstream.node
 TESTKIT := $(TARGET_DIR)/release/lightningstream-testkit
@@ -23,7 +28,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build binary packages apt-repo demo demo-powerdns test check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
+.PHONY: help build binary packages apt-repo demo demo-powerdns test test-binary check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -32,7 +37,7 @@ build: $(ADDON) $(DIST) ## the program: native addon and compiled TypeScript
 	@cd '$(ROOT)' && if [ -e .git ] && commit=$$(git describe --always --dirty --exclude='*' 2>/dev/null); then echo "$$commit" > dist/commit; else rm -f dist/commit; fi
 
 binary: $(ADDON) $(INSTALLED) ## the program as one file, dist/binary/lightningstream; ARCH=arm64: for that, into dist/binary/arm64
-	@cd '$(ROOT)' && mkdir -p .cache && exec flock .cache/binary.lock '$(NODE)' build/binary.ts $(ARCH)
+	@cd '$(ROOT)' && mkdir -p .cache && exec env $(RELEASE_ENV) flock .cache/binary.lock '$(NODE)' build/binary.ts $(ARCH)
 
 packages: binary ## .deb, .rpm, the binary, SBOM and checksums, in dist/packages
 	@cd '$(ROOT)' && exec flock .cache/packages.lock '$(NODE)' build/packages.ts
@@ -46,8 +51,11 @@ demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C
 demo-powerdns: build ## two PowerDNS servers replicate through MinIO, on loopback; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && for tool in minio pdns-4.9; do sh build/tool.sh $$tool >/dev/null || exit 1; done && exec '$(NODE)' build/demo-powerdns.ts
 
-test: build tools ## lint, types and every test (Rust and TypeScript)
+test: build tools binary ## lint, types and every test (Rust and TypeScript)
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts
+
+test-binary: build tools binary ## the sync path end to end, with the single binary
+	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --binary
 
 check: build tools ## lint, types and the fast tests
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --quick
@@ -87,14 +95,14 @@ $(INSTALLED): $(ROOT)/package-lock.json | prerequisites
 
 # Renamed into place: a running daemon keeps the file it has mapped.
 $(ADDON): $(RUST_SOURCES) $(INSTALLED) | prerequisites
-	cd '$(ROOT)' && '$(NODE)' node_modules/@napi-rs/cli/dist/cli.js build --release --no-js --dts index.d.ts \
+	cd '$(ROOT)' && $(RELEASE_ENV) '$(NODE)' node_modules/@napi-rs/cli/dist/cli.js build --release --no-js --dts index.d.ts \
 	  --manifest-path native/addon/Cargo.toml --package-json-path package.json --target-dir '$(TARGET_DIR)' --output-dir .cache/addon -- --locked
 	@cd '$(ROOT)' && { cmp -s .cache/addon/index.d.ts native/addon/index.d.ts || cp .cache/addon/index.d.ts native/addon/; } && \
 	mv -f .cache/addon/lightningstream.node '$@' && touch '$@'
 
 # After the addon only because two cargo calls at once would wait for one lock.
 $(TESTKIT): $(RUST_SOURCES) $(ADDON) | prerequisites
-	cd '$(ROOT)' && cargo build --release --locked --quiet -p lightningstream-testkit
+	cd '$(ROOT)' && $(RELEASE_ENV) cargo build --release --locked --quiet -p lightningstream-testkit
 	@touch '$@'
 
 $(DIST): $(TS_SOURCES) $(INSTALLED)

@@ -5,6 +5,7 @@
  * With CI set a skipped test is a failure as well: what a machine cannot run must not look tested.
  *
  *   --quick     checks, Rust's tests, the vitest project `unit`
+ *   --binary    what is tested of the sync path end to end, with the single binary instead of the checkout
  *   --packages  the vitest project `packages` only
  *   --soak      the vitest project `soak` only
  */
@@ -36,9 +37,27 @@ const tally: Tally = { passed: 0, failed: [], skipped: [] };
 const flags = new Set(process.argv.slice(2));
 const startedMs = performance.now();
 
+/** What the daemon does and what only a daemon meets. The rest of `e2e` looks at one command, or at this repository. */
+const SYNC_PATH = [
+  'bad-lmdb',
+  'bad-storage',
+  'cleaner',
+  'convergence',
+  'dump',
+  'lifecycle',
+  'merge-lock',
+  'powerdns',
+  'shadow',
+  'signals',
+  'storage-s3',
+  'sweeper',
+].map((name) => `test/e2e/${name}.test.ts`);
+
 const alone = ['packages', 'soak'].find((project) => flags.has(`--${project}`));
 if (alone !== undefined) {
   await vitest([alone]);
+} else if (flags.has('--binary')) {
+  await singleBinary();
 } else {
   await check('cargo fmt', ['cargo', 'fmt', '--all', '--check']);
   await check(
@@ -60,6 +79,7 @@ if (alone !== undefined) {
   ]);
   await cargoTest();
   await vitest(flags.has('--quick') ? ['unit'] : ['unit', 'golden', 'e2e', 'packages']);
+  if (!flags.has('--quick')) await singleBinary();
 }
 
 if (tally.passed + tally.failed.length === 0) tally.failed.push('no test ran');
@@ -106,15 +126,26 @@ async function cargoTest(): Promise<void> {
   else if (results === 0) tally.failed.push('cargo test: no test ran');
 }
 
-async function vitest(projects: readonly string[]): Promise<void> {
+async function singleBinary(): Promise<void> {
+  process.env['LIGHTNINGSTREAM_PROGRAM'] = join(root, 'dist/binary/lightningstream');
+  await vitest(['e2e'], SYNC_PATH, 'single binary: ');
+  delete process.env['LIGHTNINGSTREAM_PROGRAM'];
+}
+
+async function vitest(
+  projects: readonly string[],
+  files: readonly string[] = [],
+  prefix = '',
+): Promise<void> {
   const reportPath = join(root, '.cache', 'vitest.json');
   mkdirSync(dirname(reportPath), { recursive: true });
   rmSync(reportPath, { force: true });
   const { code } = await run(
-    'vitest',
+    `${prefix}vitest`,
     node(
       'node_modules/vitest/vitest.mjs',
       'run',
+      ...files,
       ...projects.map((name) => `--project=${name}`),
       '--reporter=default',
       '--reporter=json',
@@ -124,7 +155,7 @@ async function vitest(projects: readonly string[]): Promise<void> {
   const failedBefore = tally.failed.length;
   let tests = 0;
   for (const file of readReport(reportPath).testResults) {
-    const path = file.name.replace(`${root}/`, '');
+    const path = `${prefix}${file.name.replace(`${root}/`, '')}`;
     for (const test of file.assertionResults) {
       tests += 1;
       const name = `${path}: ${test.fullName}`;
