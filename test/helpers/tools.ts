@@ -7,7 +7,20 @@ import { describe } from 'vitest';
 import { repositoryRoot } from './process.ts';
 
 /** Known to build/tool.sh, which installs them: `make tools`. */
-export type ToolName = 'minio' | 'mc' | 'versitygw' | 'pdns-4.9' | 'pdns-4.7' | 'debian-13' | 'debian-12';
+export type ToolName =
+  | 'minio'
+  | 'mc'
+  | 'versitygw'
+  | 'pdns-4.9'
+  | 'pdns-4.7'
+  | 'debian-13'
+  | 'debian-12'
+  | 'systemd-analyze'
+  | 'dh'
+  | 'rpmbuild'
+  | 'apt-ftparchive'
+  | 'gpg'
+  | 'lintian';
 
 type Lookup = { readonly path: string } | { readonly missing: string };
 
