@@ -3,7 +3,7 @@
  *
  *   node build/packages.ts
  *
- * Two runs give the same bytes: all times are that of the last commit (SOURCE_DATE_EPOCH, if it is set). docs/packaging.md has more.
+ * Two runs give the same bytes: all times are that of the last commit (SOURCE_DATE_EPOCH, if it is set).
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
