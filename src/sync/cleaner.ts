@@ -16,8 +16,8 @@ const jitter = 0.2;
 type Reason = 'newer snapshot' | 'stale instance';
 
 export interface CleanerOptions extends SyncContext {
-  /** Whether the snapshot of this object name is known to be unusable; it does not replace the ones before it. */
-  readonly isSetAside: (object: string) => boolean;
+  /** Of each instance the newest snapshot that is merged. */
+  readonly merged: () => ReadonlyMap<string, SnapshotName>;
   /** 0 ≤ number < 1; for the jitter. */
   readonly random?: () => number;
 }
@@ -25,12 +25,13 @@ export interface CleanerOptions extends SyncContext {
 /**
  * Removes snapshots of one database that nobody needs any more, those of all instances:
  *
- * * Of each instance the newest stays, and everything that was first seen less than `must_keep_interval` ago. A snapshot that is
- *   listed for the first time replaces the one before it only from the next time on: somebody may have just begun to fetch that.
+ * * Of each instance the newest stays, and everything that was first seen less than `must_keep_interval` ago.
+ * * Only a snapshot that was merged here, or stored by us, replaces those before it: what nobody has read may be damaged. And one
+ *   that is listed for the first time does so only from the next time on: somebody may have just begun to fetch the one before it.
  * * The newest of another instance goes when it is older than `remove_old_instances_interval`, and what it holds is in a snapshot of
  *   our own that stands in the storage.
  *
- * When things were first seen, and what ours hold, is not kept across restarts: then it begins anew, and everything stays longer.
+ * When things were first seen, which are good, and what ours hold, is not kept across restarts: then it begins anew, and everything stays longer.
  * Only names that parse as snapshots of this database are ever touched.
  */
 export class Cleaner {
@@ -41,6 +42,8 @@ export class Cleaner {
   readonly #condition: Condition;
   /** When each listed snapshot was first seen, ms of the clock. */
   #firstSeenMs = new Map<string, number>();
+  /** Names of listed snapshots that are known to be good. */
+  #good = new Set<string>();
   /** The last snapshot that we have stored, and of each instance the newest that is in it. */
   #stored: { readonly name: SnapshotName; readonly holds: ReadonlyMap<string, SnapshotName> } | undefined;
 
@@ -140,15 +143,24 @@ export class Cleaner {
     this.#firstSeenMs = new Map(
       listing.snapshots.map(({ name: { name } }) => [name, before.get(name) ?? now]),
     );
+    const merged = this.#o.merged();
+    this.#good = new Set(
+      listing.snapshots
+        .map(({ name }) => name)
+        .filter(
+          ({ name, instance }) =>
+            [merged.get(instance), this.#stored?.name].some((good) => good?.name === name) ||
+            this.#good.has(name),
+        )
+        .map(({ name }) => name),
+    );
     const mayGo = ({ name: { name } }: ListedSnapshot): boolean => {
       const firstSeenMs = before.get(name);
       return firstSeenMs !== undefined && now - firstSeenMs > mustKeepIntervalMs;
     };
     return [...listing.byInstance].flatMap(([instance, snapshots]) => {
       const newest = snapshots.at(-1)!;
-      const replacing = snapshots.findLast(
-        ({ name: { name } }) => before.has(name) && !this.#o.isSetAside(name),
-      );
+      const replacing = snapshots.findLast(({ name: { name } }) => before.has(name) && this.#good.has(name));
       const older = snapshots.filter(
         ({ name }) => replacing !== undefined && name.timestampNano < replacing.name.timestampNano,
       );

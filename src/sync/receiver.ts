@@ -118,11 +118,6 @@ export class Receiver {
     return [...this.#setAside.values()].some(({ name }) => name.instance === instance);
   }
 
-  /** The snapshot of this object name cannot be used. */
-  isSetAside(object: string): boolean {
-    return this.#setAside.has(object);
-  }
-
   /** How many loads in a row have failed, of the instance with the most. */
   get failedLoads(): number {
     return Math.max(0, ...this.#failedLoads.values());

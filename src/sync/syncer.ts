@@ -224,7 +224,7 @@ export class Syncer {
     const unwatch = watchFile(dataFile, this.#bell.ring);
     const parts = { ...this.#o, logger: this.#log, onChange: this.#bell.ring };
     const receiver: Receiver = new Receiver({ ...parts, onForeign: (name) => this.#foreign(session, name) });
-    const cleaner = new Cleaner({ ...parts, isSetAside: (object) => receiver.isSetAside(object) });
+    const cleaner = new Cleaner({ ...parts, merged: () => receiver.merged });
     const publisher = new Publisher({
       ...parts,
       newestOwn: () => receiver.newestOwn,

@@ -1,6 +1,6 @@
 // Every rule of cleaning, with a clock of our own; the storage is real, in memory.
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { parseSnapshotName } from '../../src/snapshot/name.ts';
+import { parseSnapshotName, type SnapshotName } from '../../src/snapshot/name.ts';
 import { type Storage, updateMarkerName } from '../../src/storage/storage.ts';
 import { UpdateMarkerStorage } from '../../src/storage/update-marker.ts';
 import { Cleaner, type CleanerOptions } from '../../src/sync/cleaner.ts';
@@ -19,12 +19,15 @@ const { signal } = new AbortController();
 let around: Surroundings;
 /** Seconds since {@link at}(0); moved by the tests. */
 let now: number;
+/** Of each instance what a receiver would have merged: the newest of what was put. */
+let merged: Map<string, SnapshotName>;
 const clock: Clock = { monotonicMs: () => (now + 5) * 1000, wallNano: () => at(now) };
 
 beforeEach(async () => {
   around = await surroundings();
   // Long after the snapshots that the tests make.
   now = 100 * DAY;
+  merged = new Map();
 });
 
 afterEach(async () => {
@@ -40,13 +43,24 @@ function cleaner(options: Partial<CleanerOptions> = {}, settings = SETTINGS): Cl
     config: config(settings),
     logger: around.log.logger,
     clock,
-    isSetAside: () => false,
+    merged: () => merged,
     ...options,
   });
 }
 
-async function put(...objects: string[]): Promise<void> {
+/** Puts what cannot be merged, or is not merged yet. */
+async function putOnly(...objects: string[]): Promise<void> {
   for (const object of objects) await around.put(object, 'x');
+}
+
+async function put(...objects: string[]): Promise<void> {
+  await putOnly(...objects);
+  for (const object of objects) {
+    const parts = parseSnapshotName(object);
+    if (parts?.database !== 'main') continue;
+    const known = merged.get(parts.instance);
+    if (known === undefined || known.name < object) merged.set(parts.instance, parts);
+  }
 }
 
 async function left(): Promise<string[]> {
@@ -144,9 +158,9 @@ describe('older snapshots of an instance', () => {
   });
 
   it('stay when the newest cannot be used', async () => {
-    const all = [name('a', 1), name('a', 2), name('a', 3)];
-    await put(...all);
-    const cleaning = cleaner({ isSetAside: (object) => object === name('a', 3) });
+    await put(name('a', 1), name('a', 2));
+    await putOnly(name('a', 3));
+    const cleaning = cleaner();
     await after(0, cleaning);
     expect(await after(KEEP + 1, cleaning)).toEqual([name('a', 2), name('a', 3)]);
     await put(name('a', 4));
@@ -154,9 +168,32 @@ describe('older snapshots of an instance', () => {
     expect(await after(KEEP + 1, cleaning)).toEqual([name('a', 4)]);
   });
 
-  it('are removed for our own instance, too', async () => {
-    await put(name('self', 1), name('self', 2));
+  it('stay until a newer one is merged, however long that takes', async () => {
+    await put(name('a', 1));
+    await putOnly(name('a', 2));
     const cleaning = cleaner();
+    await after(0, cleaning);
+    expect(await after(DAY, cleaning)).toEqual([name('a', 1), name('a', 2)]);
+    merged.set('a', parsed(name('a', 2)));
+    expect(await after(1, cleaning)).toEqual([name('a', 2)]);
+  });
+
+  it('go, too, where there is a newer one each time', async () => {
+    await put(name('a', 1));
+    const cleaning = cleaner();
+    await after(0, cleaning);
+    await put(name('a', 2));
+    expect(await after(KEEP + 1, cleaning)).toEqual([name('a', 1), name('a', 2)]);
+    await put(name('a', 3));
+    expect(await after(KEEP + 1, cleaning)).toEqual([name('a', 2), name('a', 3)]);
+    await put(name('a', 4));
+    expect(await after(KEEP + 1, cleaning)).toEqual([name('a', 3), name('a', 4)]);
+  });
+
+  it('are removed for our own instance, too', async () => {
+    await putOnly(name('self', 1), name('self', 2));
+    const cleaning = cleaner();
+    cleaning.noteStored(parsed(name('self', 2)), new Map());
     await after(0, cleaning);
     expect(await after(KEEP + 1, cleaning)).toEqual([name('self', 2)]);
   });
@@ -273,9 +310,10 @@ describe('the last snapshot of an instance', () => {
 
   it('stays with one that cannot be used', async () => {
     const broken = name('gone', 1);
-    await put(last, broken, ours);
+    await put(last, ours);
+    await putOnly(broken);
     now = due + DAY;
-    const cleaning = cleaner({ isSetAside: (object) => object === broken });
+    const cleaning = cleaner();
     cleaning.noteStored(parsed(ours), new Map([['gone', parsed(last)]]));
     await cleaning.clean(signal);
     expect(await after(KEEP + 1, cleaning)).toEqual([last, broken, ours].sort());
