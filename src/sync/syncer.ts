@@ -67,8 +67,6 @@ interface State {
   tooEarly: number;
   mergeFault: Fault | undefined;
   publishFault: Fault | undefined;
-  /** Somebody else uploads under our name; nothing is uploaded until this moment. */
-  duplicateUntilMs: number | undefined;
   /** Only-once: something ended badly, though the pass went on. */
   failed: boolean;
   readonly said: Set<string>;
@@ -141,6 +139,8 @@ export class Syncer {
   readonly #mode: SyncMode;
   #phase: Phase = 'opening';
   #openFault: string | undefined;
+  /** Somebody else uploads under our name; nothing is uploaded until this moment, though the LMDB be opened anew. */
+  #duplicateUntilMs: number | undefined;
   /** How long nothing is tried after a failure, ms. */
   #restMs = 0;
   #session: Session | undefined;
@@ -242,7 +242,6 @@ export class Syncer {
       tooEarly: 0,
       mergeFault: undefined,
       publishFault: undefined,
-      duplicateUntilMs: undefined,
       failed: false,
       said: new Set(),
       checkReadersAtMs: now,
@@ -547,7 +546,7 @@ export class Syncer {
       );
       return Infinity;
     }
-    if (this.#heldByDuplicate(state, now)) {
+    if (this.#heldByDuplicate(now)) {
       if (config.onlyOnce) {
         throw new LightningStreamError(
           'DUPLICATE_INSTANCE',
@@ -636,8 +635,8 @@ export class Syncer {
     state.waitingFor.add(instance);
     if (name.timestampNano < this.#startedNano) return;
     const { storageForceSnapshotIntervalMs: forceMs } = config;
-    const first = state.duplicateUntilMs === undefined;
-    state.duplicateUntilMs = clock.monotonicMs() + (forceMs || Infinity);
+    const first = this.#duplicateUntilMs === undefined;
+    this.#duplicateUntilMs = clock.monotonicMs() + (forceMs || Infinity);
     const text =
       `another running instance stores snapshots under our name ${JSON.stringify(instance)} (${name.name}): ` +
       `give each instance a name of its own, then restart this one; until then nothing is uploaded from here`;
@@ -645,10 +644,10 @@ export class Syncer {
     if (first) this.#log.error('Instance name used twice', { filename: name.name, detail: text });
   }
 
-  #heldByDuplicate(state: State, now: number): boolean {
-    if (state.duplicateUntilMs === undefined) return false;
-    if (now < state.duplicateUntilMs) return true;
-    state.duplicateUntilMs = undefined;
+  #heldByDuplicate(now: number): boolean {
+    if (this.#duplicateUntilMs === undefined) return false;
+    if (now < this.#duplicateUntilMs) return true;
+    this.#duplicateUntilMs = undefined;
     this.#duplicateCondition.clear();
     this.#log.info(
       'No snapshot of another instance under our name for a whole force interval: uploading again',
@@ -701,7 +700,7 @@ export class Syncer {
   #problem(): string | undefined {
     const state = this.#session?.state;
     const texts = [this.#openFault, state?.mergeFault?.text, state?.publishFault?.text];
-    if (state?.duplicateUntilMs !== undefined) texts.push('another running instance uses our name');
+    if (this.#duplicateUntilMs !== undefined) texts.push('another running instance uses our name');
     return texts.filter((text) => text !== undefined).join('; ') || undefined;
   }
 

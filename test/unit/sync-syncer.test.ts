@@ -739,6 +739,26 @@ describe('a second instance of our name', () => {
     expect(around.health.report().ok).toBe(true);
   });
 
+  it('holds uploads up until then, though the LMDB is opened anew', async () => {
+    await application().put('data', 'k', 'v');
+    const clock = adjustableClock();
+    run('storage_force_snapshot_interval: 1h', { clock, lmdb: 'schema_tracks_changes: true' });
+    await storedCount(1);
+    await around.put(theirs(), remote(entry('x', 'theirs')));
+    await readable('x', 'theirs');
+    await rename(lmdbPath, around.dir.join('away'));
+    await until(() => failures()['main_local_fault'] !== undefined, { what: 'it is missed' });
+    await rename(around.dir.join('away'), lmdbPath);
+    await until(() => failures()['main_local_fault'] === undefined, { what: 'it is open again' });
+    await application().put('data', 'k', 'changed');
+    await rounds();
+    expect(await stored()).toHaveLength(2);
+    expect(Object.keys(failures())).toEqual(['main_duplicate_instance']);
+    clock.advance(3_600_001);
+    await storedCount(3);
+    expect(around.health.report().ok).toBe(true);
+  });
+
   it('does not hold uploads up when ours, older than its, was on its way', async () => {
     around.storage.failure.store = new Error('no space');
     await application().put('data', 'k', 'v');
