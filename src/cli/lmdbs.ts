@@ -9,7 +9,7 @@ import type { Session } from './session.ts';
  * LMDB, and the next one has its turn. The exit code: 1 when one failed, or when `work` says so by `false`.
  */
 export async function eachLmdb(
-  { config, io }: Session,
+  { config, io, logger }: Session,
   only: readonly string[],
   work: (db: string, lmdb: LmdbConfig) => Promise<boolean>,
 ): Promise<number> {
@@ -21,7 +21,7 @@ export async function eachLmdb(
     } catch (error) {
       if (isAbort(error) || isClosedPipe(error)) throw error;
       exitCode = 1;
-      await print(io.stderr, `lightningstream: lmdbs.${db}: ${errorMessage(error)}\n`);
+      await print(io.stderr, logger.mask(`lightningstream: lmdbs.${db}: ${errorMessage(error)}\n`));
     }
   }
   return exitCode;

@@ -87,7 +87,7 @@ async function examine(
   names: readonly SnapshotName[],
   { maxErrors }: VerifyCommandOptions,
 ): Promise<Report> {
-  const { io, signal, config } = session;
+  const { io, signal, config, logger } = session;
   const mode = lmdb.schemaTracksChanges ? 'native' : 'shadow';
   const nowNano = BigInt(Date.now()) * 1_000_000n;
   const found = await withProgress(io, `verify ${db}`, (progress) =>
@@ -111,7 +111,8 @@ async function examine(
       snapshots.push({ name, verdict: judge(found, compared), compared, error: undefined });
     } catch (error) {
       if (isAbort(error)) throw error;
-      snapshots.push({ name, verdict: 'unreadable', compared: undefined, error: errorMessage(error) });
+      const text = logger.mask(errorMessage(error));
+      snapshots.push({ name, verdict: 'unreadable', compared: undefined, error: text });
     }
   }
   return { db, mode, found, pending, snapshots };

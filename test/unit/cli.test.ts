@@ -10,7 +10,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import type { Command } from 'commander';
@@ -539,6 +539,16 @@ test('what nobody caught is printed without secrets', async () => {
     /^lightningstream: internal error, please report it: no access with \*\*\*\nError: /,
   );
   expect(stdout + stderr).not.toContain('hunter22');
+});
+
+test('an LMDB that cannot be opened is told of without secrets', async () => {
+  await using dir = await tempDir();
+  const secret = basename(dir.path);
+  const file = configure(dir, '', `{type: s3, options: {secret_key: ${secret}}}`);
+  const { code, stderr } = await call(['-c', file, 'stats']);
+  expect(code).toBe(1);
+  expect(stderr).toMatch(/^lightningstream: lmdbs\.main: .*\*\*\*\/main/);
+  expect(stderr).not.toContain(secret);
 });
 
 describe('launcher', () => {
