@@ -10,6 +10,7 @@ import { formatSize } from '../config/units.ts';
 import { errorMessage, isAbort, LightningStreamError } from '../errors.ts';
 import type { Environment, Native } from '../native/types.ts';
 import { parseSnapshotName } from '../snapshot/name.ts';
+import { spoolPlace } from '../snapshot/spool.ts';
 import { storageOptions } from '../storage/open.ts';
 import type { Storage } from '../storage/storage.ts';
 import { wrongMode } from '../sync/syncer.ts';
@@ -17,6 +18,7 @@ import { type Io, print } from './io.ts';
 import { formatUser, lmdbUsers } from './lmdb-users.ts';
 import { refuseMissingFeatures } from './not-built.ts';
 import type { Session } from './session.ts';
+import { spoolPlaces } from './spool.ts';
 import { withStorage } from './storage.ts';
 
 /** One line of the result. */
@@ -50,8 +52,7 @@ export async function check(session: Session, options: CheckOptions): Promise<nu
   for (const text of refused) await tell('config', 'error', text);
   if (refused.length === 0) await tell('config', 'ok', `${configFile} is well-formed`);
   await checkStorage(session, tell);
-  const { spoolDir } = config;
-  await checkSpool(spoolDir || session.io.env['CACHE_DIRECTORY'] || tmpdir(), tell);
+  await checkSpool(spoolPlace(spoolPlaces(session)).path, tell);
   const { loadNative } = await import('../native/index.ts');
   const native = loadNative();
   for (const [name, lmdb] of config.lmdbs) {
@@ -136,7 +137,11 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
   const { config } = session;
   const createsBucket =
     storage.type === 's3' && decodeOptions(config.storage.options, storageOptions.s3).createBucket;
-  const step = async (name: string, body: () => Promise<string>): Promise<boolean> => {
+  const step = async (
+    name: string,
+    body: () => Promise<string>,
+    failed: (text: string) => readonly [Finding['status'], string] = (text) => ['error', text],
+  ): Promise<boolean> => {
     try {
       await tell(`storage.${name}`, 'ok', await body());
       return true;
@@ -144,7 +149,7 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
       if (isAbort(error)) throw error;
       if (createsBucket && error instanceof LightningStreamError && error.code === 'NoSuchBucket')
         await tell('storage', 'warning', 'the bucket does not exist: a start will create it');
-      else await tell(`storage.${name}`, 'error', reason(error));
+      else await tell(`storage.${name}`, ...failed(reason(error)));
       return false;
     }
   };
@@ -168,10 +173,17 @@ async function checkAccess(session: Session, storage: Storage, tell: Tell): Prom
       // Also when the check is broken off: then with a signal of its own.
       const { signal } = session;
       const options = { signal: signal.aborted ? AbortSignal.timeout(10_000) : signal };
-      const isGone = await step('delete', async () => {
-        await storage.delete(probe, options);
-        return stored ? 'removed it' : 'allowed';
-      });
+      const isGone = await step(
+        'delete',
+        async () => {
+          await storage.delete(probe, options);
+          return stored ? 'removed it' : 'allowed';
+        },
+        (text) =>
+          config.storage.cleanup.enabled
+            ? ['error', text]
+            : ['warning', `${text}; only storage.cleanup and snapshots remove need it`],
+      );
       if (stored && !isGone)
         await tell('storage.delete', 'warning', `the object ${probe} is still there: remove it by hand`);
     };
@@ -222,11 +234,17 @@ async function listed(session: Session, storage: Storage): Promise<string> {
 // ---- directories ---------------------------------------------------------------------------------------------------------------
 
 async function checkSpool(directory: string, tell: Tell): Promise<void> {
-  const isUsable = (await isThere(directory))
-    ? await accessProblem(directory, constants.W_OK | constants.X_OK)
-    : await creationProblem(directory);
-  if (isUsable === undefined) await tell('spool_dir', 'ok', directory);
-  else await tell('spool_dir', 'error', `${directory} cannot be used: ${isUsable}`);
+  let problem: string | undefined;
+  try {
+    problem = (await isThere(directory))
+      ? await accessProblem(directory, constants.W_OK | constants.X_OK)
+      : await creationProblem(directory);
+  } catch (error) {
+    // Something on the way to it is no directory, or must not be entered.
+    problem = reason(error);
+  }
+  if (problem === undefined) await tell('spool_dir', 'ok', directory);
+  else await tell('spool_dir', 'error', `${directory} cannot be used: ${problem}`);
 }
 
 async function isThere(file: string): Promise<boolean> {

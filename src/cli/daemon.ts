@@ -1,6 +1,8 @@
 import type { Storage } from '../storage/storage.ts';
+import { namedLmdb } from './lmdbs.ts';
 import { refuseMissingFeatures } from './not-built.ts';
 import type { Session } from './session.ts';
+import { spoolPlaces } from './spool.ts';
 import { withStorage } from './storage.ts';
 
 /** `sync` and `receive` */
@@ -17,6 +19,7 @@ export async function daemon(
   const config = options.onlyOnce === true ? { ...session.config, onlyOnce: true } : session.config;
   const all = [...config.lmdbs.keys()];
   const { onlyDb: onlyDbs = [] } = options;
+  for (const name of onlyDbs) namedLmdb(session, `--only-db ${name}`, name);
   refuseMissingFeatures(config, session.configFile, onlyDbs.length === 0 ? all : onlyDbs);
 
   const [{ runDaemon }, { loadNative }, { createMetrics }, { createHealth }] = await Promise.all([
@@ -32,7 +35,7 @@ export async function daemon(
       mode,
       onlyDbs,
       waitForMarkerFile: options.waitForMarkerFile,
-      cacheDirectory: session.io.env['CACHE_DIRECTORY'],
+      spoolPlaces: spoolPlaces(session),
       native: loadNative(),
       storage,
       logger,

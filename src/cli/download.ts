@@ -1,8 +1,8 @@
 import { stat } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import type { Storage } from '../storage/storage.ts';
 import { withProgress } from './progress.ts';
 import type { Session } from './session.ts';
+import { spoolPlaces } from './spool.ts';
 import { withStorage } from './storage.ts';
 
 /** How often the size of what has come is looked at. */
@@ -44,9 +44,7 @@ export async function withDownload<T>(
   ]);
   return await withStorage(session, async (storage) => {
     const spool = Spool.open({
-      configured: session.config.spoolDir,
-      cacheDirectory: session.io.env['CACHE_DIRECTORY'],
-      temporaryDirectory: tmpdir(),
+      ...spoolPlaces(session),
       tryLock: (lockPath) => loadNative().tryLock(lockPath),
       logger: session.logger,
     });

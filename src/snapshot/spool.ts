@@ -197,7 +197,7 @@ export class Spool {
 }
 
 /** Which place to use, and what to call it in errors. */
-function spoolPlace(places: SpoolPlaces): { readonly path: string; readonly hint: string } {
+export function spoolPlace(places: SpoolPlaces): { readonly path: string; readonly hint: string } {
   if (places.configured !== '') return { path: places.configured, hint: 'spool_dir' };
   const cache = places.cacheDirectory?.split(':').find((path) => path !== '');
   if (cache !== undefined) return { path: cache, hint: 'spool_dir is not set, and $CACHE_DIRECTORY is used' };

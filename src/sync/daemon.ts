@@ -1,5 +1,5 @@
-import { hostname, tmpdir } from 'node:os';
-import { errorMessage, isAbort, UsageError } from '../errors.ts';
+import { hostname } from 'node:os';
+import { errorMessage, isAbort } from '../errors.ts';
 import type { Config } from '../config/types.ts';
 import type { HttpServer } from '../http/server.ts';
 import type { Native } from '../native/types.ts';
@@ -7,7 +7,7 @@ import { ACTIVITY, type Health, tracked } from '../observability/health.ts';
 import type { RootLogger } from '../observability/logger.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import { instanceName } from '../snapshot/name.ts';
-import { Spool } from '../snapshot/spool.ts';
+import { Spool, type SpoolPlaces } from '../snapshot/spool.ts';
 import { isPaged, SharedListing } from '../storage/shared-listing.ts';
 import type { Storage } from '../storage/storage.ts';
 import { programVersion } from '../version.ts';
@@ -19,12 +19,11 @@ export interface DaemonOptions {
   readonly config: Config;
   /** `receive` merges and never uploads. */
   readonly mode: 'sync' | 'receive';
-  /** Names of the databases to work on; none named: all. */
+  /** Names of the databases to work on, which are configured; none named: all. */
   readonly onlyDbs: readonly string[];
   /** Nothing is done before the storage has an object of this name. */
   readonly waitForMarkerFile?: string | undefined;
-  /** `$CACHE_DIRECTORY`, one of the places for the spool. */
-  readonly cacheDirectory?: string | undefined;
+  readonly spoolPlaces: SpoolPlaces;
   readonly native: Native;
   /** Opened and closed by the caller. */
   readonly storage: Storage;
@@ -40,23 +39,15 @@ export interface DaemonOptions {
  * Runs the syncers of all databases, side by side, until the signal ends them or, with `config.onlyOnce`, until each has
  * completed its first pass. Resolves with the exit code: 1 when only-once could not merge a snapshot (one that is merely
  * corrupt does not count), met a fault of the LMDB or could not upload; else 0.
- * @throws UsageError for a database that is not configured; LightningStreamError when the instance has no name
- * (`INSTANCE_UNSET`), the spool cannot be used (`SPOOL_UNUSABLE`) or the HTTP server not be started (`HTTP_ADDRESS`).
+ * @throws LightningStreamError when the instance has no name (`INSTANCE_UNSET`), the spool cannot be used (`SPOOL_UNUSABLE`)
+ * or the HTTP server not be started (`HTTP_ADDRESS`).
  */
 export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { config, mode, onlyDbs, waitForMarkerFile, native, logger, health, metrics, signal } = options;
   const clock = options.clock ?? systemClock;
-  for (const name of onlyDbs) {
-    if (config.lmdbs.has(name)) continue;
-    throw new UsageError(
-      `--only-db ${name}: no such database; lmdbs has ${[...config.lmdbs.keys()].join(', ')}`,
-    );
-  }
   const instance = instanceName(config.instance, hostname());
   const spool = Spool.open({
-    configured: config.spoolDir,
-    cacheDirectory: options.cacheDirectory,
-    temporaryDirectory: tmpdir(),
+    ...options.spoolPlaces,
     tryLock: (path) => native.tryLock(path),
     logger,
   });

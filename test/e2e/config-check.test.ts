@@ -13,16 +13,17 @@ describeWithTools(['minio', 'mc'], 'config check with S3', () => {
     const bucket = 'checked';
     await mc(minio, 'mb', `s3/${bucket}`);
     const user = await minioUser(minio, bucketPolicy(bucket));
-    const statuses = async (name = bucket): Promise<Record<string, string>> => {
+    let code = -1;
+    const statuses = async (name = bucket, cleanup = false): Promise<Record<string, string>> => {
       const file = dir.join('ls.yaml');
       writeFileSync(
         file,
         `lmdbs: {main: {path: ${dir.join('main')}, options: {create: true}}}\nstorage:\n  type: s3\n` +
           `  options: {endpoint_url: '${minio.endpoint}', bucket: ${name}, access_key: ${user.accessKey}, secret_key: ${user.secretKey}, ` +
-          `create_bucket: true, use_update_marker: true}\n`,
+          `create_bucket: true, use_update_marker: true}\n  cleanup: {enabled: ${cleanup}}\n`,
       );
       const io = capture();
-      const code = await run(['-c', file, 'config', 'check', '--json'], io);
+      code = await run(['-c', file, 'config', 'check', '--json'], io);
       const stdout = io.out();
       const found = stdout
         .split('\n')
@@ -54,6 +55,10 @@ describeWithTools(['minio', 'mc'], 'config check with S3', () => {
     await user.setPolicy(bucketPolicy(bucket, ['s3:DeleteObject']));
     expect(await statuses()).toMatchObject({ list: 'ok', put: 'ok', get: 'ok' });
     expect(await mc(minio, 'ls', `s3/${bucket}`)).toMatch(/lightningstream-check-[0-9a-f]{12}/);
+    // Only the cleaner needs that.
+    expect(code).toBe(0);
+    await statuses(bucket, true);
+    expect(code).toBe(1);
     // The bucket would be created by a start, not by a look.
     await user.setPolicy(bucketPolicy('absent'));
     expect(await statuses('absent')).toEqual({});

@@ -22,8 +22,8 @@ interface Finding {
   readonly text: string;
 }
 
-async function check(file: string) {
-  const io = capture({}, {});
+async function check(file: string, env: Parameters<typeof capture>[0] = {}) {
+  const io = capture(env);
   const code = await run(['-c', file, 'config', 'check', '--json'], io);
   const findings = io
     .out()
@@ -149,6 +149,28 @@ describe('config check', () => {
       expect(code).toBe(1);
       expect(texts('storage', 'error').join('\n')).toContain(text);
     }
+  });
+
+  test('the spool directory', async () => {
+    await using dir = await tempDir();
+    await withLmdb(dir);
+    const file = configure(dir, NATIVE);
+    const text = readFileSync(file, 'utf8');
+    const told = async (spoolDir: string, status: string, env = {}) => {
+      writeFileSync(file, text.replace(/^spool_dir: .*$/m, `spool_dir: ${spoolDir}`));
+      const result = await check(file, env);
+      expect(result.code).toBe(status === 'ok' ? 0 : 1);
+      // The check goes on, whatever is wrong with it.
+      expect(result.statuses).toHaveProperty(['lmdbs.main'], 'ok');
+      return result.texts('spool_dir', status);
+    };
+    const cache = dir.join('cache');
+    expect(await told(dir.join('new'), 'ok', { CACHE_DIRECTORY: cache })).toEqual([dir.join('new')]);
+    expect(await told('""', 'ok', { CACHE_DIRECTORY: cache })).toEqual([cache]);
+    // systemd gives several like this; a start uses the first.
+    expect(await told('""', 'ok', { CACHE_DIRECTORY: `${cache}:/nowhere` })).toEqual([cache]);
+    expect((await told(`${file}/below`, 'error'))[0]).toMatch(/cannot be used: ENOTDIR/);
+    expect(existsSync(cache)).toBe(false);
   });
 
   test('LMDBs that do not suit their configuration', async () => {
