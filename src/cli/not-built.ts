@@ -12,10 +12,17 @@ interface Missing {
 
 /** One entry per feature; it goes when the feature comes. */
 const missing: readonly Missing[] = [
-  { what: 'Azure storage', keys: storageType('azure'), instead: 'use fs or s3' },
+  {
+    what: 'Azure storage',
+    keys: ({ storage }) => (storage.type === 'azure' ? ['storage.type'] : []),
+    instead: 'use fs or s3',
+  },
   {
     what: 'the schema guard',
-    keys: lmdbKeys('schema_guard', (lmdb) => typeof lmdb.schemaGuard === 'number'),
+    keys: ({ lmdbs }, dbs) =>
+      dbs.flatMap((db) =>
+        typeof lmdbs.get(db)?.schemaGuard === 'number' ? [`lmdbs.${db}.schema_guard`] : [],
+      ),
     instead: 'remove it',
   },
 ];
@@ -28,16 +35,4 @@ export function refuseMissingFeatures(config: Config, configFile: string, dbs: r
     ),
   );
   if (complaints.length > 0) throw new ConfigError(complaints);
-}
-
-function storageType(type: string): Missing['keys'] {
-  return ({ storage }) => (storage.type === type ? ['storage.type'] : []);
-}
-
-function lmdbKeys(
-  key: string,
-  asks: (lmdb: NonNullable<ReturnType<Config['lmdbs']['get']>>) => boolean,
-): Missing['keys'] {
-  return ({ lmdbs }, dbs) =>
-    [...lmdbs].flatMap(([name, lmdb]) => (dbs.includes(name) && asks(lmdb) ? [`lmdbs.${name}.${key}`] : []));
 }
