@@ -1,6 +1,5 @@
 /** PowerDNS 4.7, which knows nothing of headers: `main` with `dupsort_hack` and `shard`, both in shadow mode. */
-import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
 
 import { expect, test } from 'vitest';
 
@@ -8,7 +7,21 @@ import { hasNodeLmdb } from '../helpers/lmdb.ts';
 import { startMinio } from '../helpers/s3-server.ts';
 import { tempDir } from '../helpers/process.ts';
 import { describeWithTools } from '../helpers/tools.ts';
-import { comparable, site, unsigned, ZONE, zoneText } from './powerdns-helpers.ts';
+import {
+  changeAtB,
+  comparable,
+  daemons,
+  expectSnapshots,
+  inBucket,
+  makeSignedZone,
+  seeEachOther,
+  site,
+  unsigned,
+  ZONE,
+  zoneText,
+} from './powerdns-helpers.ts';
+
+const BUCKET = 'lightningstream-auth47';
 
 const TABLES = {
   main: ['domains', 'domains_0', 'keydata', 'keydata_0', 'metadata', 'metadata_0', 'pdns', 'tsig', 'tsig_0'],
@@ -19,34 +32,16 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
   test.skipIf(!hasNodeLmdb())('what one is told, both answer, through restarts and kills', async () => {
     await using dir = await tempDir('lightningstream-powerdns-');
     await using minio = await startMinio();
-    const storage = {
-      type: 's3',
-      options: {
-        endpoint_url: minio.endpoint,
-        access_key: minio.accessKey,
-        secret_key: minio.secretKey,
-        bucket: 'lightningstream-auth47',
-        create_bucket: true,
-      },
-    };
+    const storage = inBucket(minio, BUCKET);
     // Nothing is there: neither bucket nor LMDB.
     await using a = await site('a', dir.path, { tool: 'pdns-4.7', create: true, storage });
     await using b = await site('b', dir.path, { tool: 'pdns-4.7', create: true, storage });
     const both = [a, b] as const;
-    const daemons = async (what: 'start' | 'kill' | 'ok' | 'stop'): Promise<void> => {
-      await Promise.all(both.map(({ daemon }) => daemon[what]()));
-    };
-    await daemons('start');
+    await daemons(both, 'start');
     await a.dns.start();
 
     // A zone with NSEC3, one that will go away, one of another primary; a key that may transfer.
-    await a.dns.pdnsutil('create-zone', ZONE, `ns1.${ZONE}`);
-    for (const [name, address] of Object.entries({ ns1: '192.0.2.53', www: '192.0.2.1', old: '192.0.2.9' })) {
-      await a.dns.pdnsutil('add-record', ZONE, name, 'A', '60', address);
-    }
-    await a.dns.pdnsutil('secure-zone', ZONE);
-    await a.dns.pdnsutil('set-nsec3', ZONE, '1 0 0 -');
-    await a.dns.pdnsutil('rectify-zone', ZONE);
+    await makeSignedZone(a.dns);
     await a.dns.pdnsutil('create-zone', 'gone.example', `ns1.${ZONE}`);
     await a.dns.pdnsutil('create-secondary-zone', 'secondary.example', '192.0.2.54', '192.0.2.55:5300');
     const secondary = dir.join('secondary.zone');
@@ -78,16 +73,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
     expect(transferred).toContain(`www.${ZONE}. 60 IN A 192.0.2.1`);
     expect(unsigned(transferred)).toEqual(unsigned(await a.transfer(ZONE, tsig)));
 
-    // The other way, by the API: changed, added, deleted; a zone that B has made.
-    await b.replace(`www.${ZONE}`, '192.0.2.2');
-    await b.replace(`new.${ZONE}`, '192.0.2.3');
-    await b.remove(`old.${ZONE}`);
-    const zone = { name: 'made-at-b.example.', kind: 'Native', nameservers: [`ns1.${ZONE}.`] };
-    await b.dns.api('POST', 'zones', zone);
-    await a.answers(`www.${ZONE}`, 'A', ['192.0.2.2']);
-    await a.answers(`new.${ZONE}`, 'A', ['192.0.2.3']);
-    await a.answers(`old.${ZONE}`, 'A', []);
-    await a.answers('made-at-b.example', 'NS', [`ns1.${ZONE}.`]);
+    await changeAtB(b, a);
     await a.dns.validate(ZONE, `new.${ZONE}`, 'A', keys);
     // Metadata lives behind an index with duplicates: changed and removed there.
     await b.dns.pdnsutil('set-meta', ZONE, 'X-OWNER', 'team two');
@@ -97,7 +83,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
     await a.dns.pdnsutil('set-meta', ZONE, 'X-NOTE');
     await a.dns.pdnsutil('delete-zone', 'gone.example');
     await b.refuses('last.gone.example');
-    await daemons('ok');
+    await daemons(both, 'ok');
     await b.hasZones(['example.org.', 'made-at-b.example.', 'secondary.example.']);
 
     // Each program ends and comes back, one after the other; what happens meanwhile is not lost.
@@ -130,7 +116,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
       await writeFile(bigZone, zoneText(2000 * round));
       await a.dns.pdnsutil('load-zone', 'big.example', bigZone);
       await b.replace(`before${round}.${ZONE}`, '192.0.2.10');
-      await daemons('kill');
+      await daemons(both, 'kill');
       await a.replace(`dead-a${round}.${ZONE}`, '192.0.2.11');
       await b.replace(`dead-b${round}.${ZONE}`, '192.0.2.12');
       // Added by both while nobody looks: equally old, so the lower one wins.
@@ -145,7 +131,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
         await dns.kill();
         await dns.start();
       }
-      await daemons('start');
+      await daemons(both, 'start');
       await a.answers(`dead-b${round}.${ZONE}`, 'A', ['192.0.2.12']);
       await b.answers(`dead-a${round}.${ZONE}`, 'A', ['192.0.2.11']);
     }
@@ -157,18 +143,8 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
       }
       await site.answers('h5999.big.example', 'A', ['192.0.2.100']);
     }
-    // Each sees what the other did last in either LMDB.
-    for (const [site, other] of [
-      [a, b],
-      [b, a],
-    ] as const) {
-      const { name } = other.daemon;
-      await other.dns.pdnsutil('add-record', 'big.example', `last-${name}`, 'A', '192.0.2.15');
-      await other.dns.pdnsutil('set-meta', ZONE, 'X-LAST', name);
-      await site.answers(`last-${name}.big.example`, 'A', ['192.0.2.15']);
-      await site.hasMetadata(ZONE, 'X-LAST', name);
-    }
-    await daemons('ok');
+    await seeEachOther(a, b);
+    await daemons(both, 'ok');
     const names = [ZONE, 'made-at-b.example', 'secondary.example', 'big.example'];
     for (const round of [1, 2, 3]) names.push(`a${round}.example`, `b${round}.example`);
     for (const site of both) {
@@ -177,13 +153,10 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
       for (const name of [`www.${ZONE}`, `nobody.${ZONE}`]) await site.dns.validate(ZONE, name, 'A', keys);
       expect(await site.dns.pdnsutil('get-meta', ZONE, 'X-NOTE')).not.toContain('soon gone');
     }
-    await daemons('stop');
+    await daemons(both, 'stop');
     for (const { dns } of both) await dns.stop();
 
-    const objects = await readdir(join(minio.dataDir, 'lightningstream-auth47'));
-    for (const prefix of ['main__a__', 'main__b__', 'shard__a__', 'shard__b__']) {
-      expect(objects.filter((name) => name.startsWith(prefix))).not.toEqual([]);
-    }
+    await expectSnapshots(minio, BUCKET);
     const [contentsA, contentsB] = [await a.contents(), await b.contents()];
     const shadows = (names: readonly string[]): string[] => names.map((name) => `_sync_shadow_${name}`);
     expect(contentsA.map(({ dbis }) => Object.keys(dbis).sort())).toEqual([

@@ -1,12 +1,17 @@
 /** Name servers of a user, each PowerDNS with an LMDB and a daemon beside it, on one storage. */
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+
+import { expect } from 'vitest';
 
 import { readLmdb, type LmdbContents } from '../helpers/lmdb.ts';
 import { powerDns, type PowerDns, type PowerDnsOptions } from '../helpers/powerdns.ts';
 import { freePort, until } from '../helpers/process.ts';
+import type { S3Server } from '../helpers/s3-server.ts';
 import { Instance } from './helpers.ts';
 
 export const ZONE = 'example.org';
+
 /** PowerDNS and the daemon beside it. */
 export class Site implements AsyncDisposable {
   readonly dns: PowerDns;
@@ -159,6 +164,71 @@ export async function site(name: string, directory: string, options: SiteOptions
       : { storage: { ...storage, options: { root_path: undefined, ...storage.options } } }),
   });
   return new Site(dns, daemon);
+}
+
+/** A bucket that is not there yet. */
+export function inBucket(server: S3Server, bucket: string): NonNullable<SiteOptions['storage']> {
+  return {
+    type: 's3',
+    options: {
+      endpoint_url: server.endpoint,
+      access_key: server.accessKey,
+      secret_key: server.secretKey,
+      bucket,
+      create_bucket: true,
+    },
+  };
+}
+
+/** Both instances have stored both databases. */
+export async function expectSnapshots(server: S3Server, bucket: string): Promise<void> {
+  const objects = await readdir(join(server.dataDir, bucket));
+  for (const prefix of ['main__a__', 'main__b__', 'shard__a__', 'shard__b__']) {
+    expect(objects.filter((name) => name.startsWith(prefix))).not.toEqual([]);
+  }
+}
+
+/** All daemons at once. */
+export async function daemons(sites: readonly Site[], what: 'start' | 'kill' | 'ok' | 'stop'): Promise<void> {
+  await Promise.all(sites.map(({ daemon }) => daemon[what]()));
+}
+
+/** {@link ZONE} with NSEC3, and addresses of ns1, www and old. */
+export async function makeSignedZone({ pdnsutil }: Pick<PowerDns, 'pdnsutil'>): Promise<void> {
+  await pdnsutil('create-zone', ZONE, `ns1.${ZONE}`);
+  for (const [name, address] of Object.entries({ ns1: '192.0.2.53', www: '192.0.2.1', old: '192.0.2.9' })) {
+    await pdnsutil('add-record', ZONE, name, 'A', '60', address);
+  }
+  await pdnsutil('secure-zone', ZONE);
+  await pdnsutil('set-nsec3', ZONE, '1 0 0 -');
+  await pdnsutil('rectify-zone', ZONE);
+}
+
+/** By B's API: changed, added, deleted, a zone made; A answers so. */
+export async function changeAtB(b: Site, a: Site): Promise<void> {
+  await b.replace(`www.${ZONE}`, '192.0.2.2');
+  await b.replace(`new.${ZONE}`, '192.0.2.3');
+  await b.remove(`old.${ZONE}`);
+  const zone = { name: 'made-at-b.example.', kind: 'Native', nameservers: [`ns1.${ZONE}.`] };
+  await b.dns.api('POST', 'zones', zone);
+  await a.answers(`www.${ZONE}`, 'A', ['192.0.2.2']);
+  await a.answers(`new.${ZONE}`, 'A', ['192.0.2.3']);
+  await a.answers(`old.${ZONE}`, 'A', []);
+  await a.answers('made-at-b.example', 'NS', [`ns1.${ZONE}.`]);
+}
+
+/** Each sees what the other did last in either LMDB, in one transaction each: then it has everything before that, too. */
+export async function seeEachOther(a: Site, b: Site): Promise<void> {
+  for (const [site, other] of [
+    [a, b],
+    [b, a],
+  ] as const) {
+    const { name } = other.daemon;
+    await other.dns.pdnsutil('add-record', 'big.example', `last-${name}`, 'A', '192.0.2.15');
+    await other.dns.pdnsutil('set-meta', ZONE, 'X-LAST', name);
+    await site.answers(`last-${name}.big.example`, 'A', ['192.0.2.15']);
+    await site.hasMetadata(ZONE, 'X-LAST', name);
+  }
 }
 
 /** Everything but the numbers of local transactions, which each LMDB counts for itself. */

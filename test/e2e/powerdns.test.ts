@@ -1,6 +1,5 @@
 /** Two real PowerDNS servers, each with an LMDB and a daemon of its own, on one storage: what one is told, both answer. */
-import { readdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { writeFile } from 'node:fs/promises';
 
 import { expect, test } from 'vitest';
 
@@ -9,44 +8,36 @@ import type { DnsKey } from '../helpers/powerdns.ts';
 import { startMinio } from '../helpers/s3-server.ts';
 import { tempDir, until } from '../helpers/process.ts';
 import { describeWithTools } from '../helpers/tools.ts';
-import { comparable, site, unsigned, ZONE, zoneText } from './powerdns-helpers.ts';
+import {
+  changeAtB,
+  comparable,
+  daemons,
+  expectSnapshots,
+  inBucket,
+  makeSignedZone,
+  seeEachOther,
+  site,
+  unsigned,
+  ZONE,
+  zoneText,
+} from './powerdns-helpers.ts';
+
+const BUCKET = 'lightningstream';
 
 describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () => {
   test.skipIf(!hasNodeLmdb())('what one is told, both answer, through kills of the daemons', async () => {
     await using dir = await tempDir('lightningstream-powerdns-');
     await using minio = await startMinio();
     // Nothing is there: neither bucket nor LMDB.
-    const storage = {
-      type: 's3',
-      options: {
-        endpoint_url: minio.endpoint,
-        access_key: minio.accessKey,
-        secret_key: minio.secretKey,
-        bucket: 'lightningstream',
-        create_bucket: true,
-      },
-    };
+    const storage = inBucket(minio, BUCKET);
     await using a = await site('a', dir.path, { create: true, storage });
     await using b = await site('b', dir.path, { create: true, storage });
     const both = [a, b] as const;
-    const daemons = async (what: 'start' | 'kill' | 'ok' | 'stop'): Promise<void> => {
-      await Promise.all(both.map(({ daemon }) => daemon[what]()));
-    };
-    await daemons('start');
+    await daemons(both, 'start');
     await a.dns.start();
 
     // A zone with NSEC3, and a second that will go away.
-    await a.dns.pdnsutil('create-zone', ZONE, `ns1.${ZONE}`);
-    for (const [name, address] of Object.entries({
-      ns1: '192.0.2.53',
-      www: '192.0.2.1',
-      old: '192.0.2.9',
-    })) {
-      await a.dns.pdnsutil('add-record', ZONE, name, 'A', '60', address);
-    }
-    await a.dns.pdnsutil('secure-zone', ZONE);
-    await a.dns.pdnsutil('set-nsec3', ZONE, '1 0 0 -');
-    await a.dns.pdnsutil('rectify-zone', ZONE);
+    await makeSignedZone(a.dns);
     await a.dns.pdnsutil('create-zone', 'gone.example', `ns1.${ZONE}`);
     await a.dns.pdnsutil('add-record', 'gone.example', 'www', 'A', '192.0.2.8');
     // Who may transfer it.
@@ -113,19 +104,7 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
     });
     expect(await b.zone('consumer.example')).toMatchObject({ kind: 'Consumer', masters: ['192.0.2.56'] });
 
-    // The other way, by the API: changed, added, deleted; a zone that B has made.
-    await b.replace(`www.${ZONE}`, '192.0.2.2');
-    await b.replace(`new.${ZONE}`, '192.0.2.3');
-    await b.remove(`old.${ZONE}`);
-    await b.dns.api('POST', 'zones', {
-      name: 'made-at-b.example.',
-      kind: 'Native',
-      nameservers: [`ns1.${ZONE}.`],
-    });
-    await a.answers(`www.${ZONE}`, 'A', ['192.0.2.2']);
-    await a.answers(`new.${ZONE}`, 'A', ['192.0.2.3']);
-    await a.answers(`old.${ZONE}`, 'A', []);
-    await a.answers('made-at-b.example', 'NS', [`ns1.${ZONE}.`]);
+    await changeAtB(b, a);
     expect((await a.dns.validate(ZONE, `new.${ZONE}`, 'A', keys))[0]).toBe('; fully validated');
     // Not `old`: PowerDNS 4.9 keeps the NSEC3 record of a name that is deleted from an LMDB, with or without Lightning Stream, so that
     // its own denial of that name does not validate.
@@ -136,7 +115,7 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
     await until(async () => !(await b.zoneNames()).includes('gone.example.'), {
       what: 'gone.example is gone',
     });
-    await daemons('ok');
+    await daemons(both, 'ok');
 
     // Killed at work, with changes on both sides before, while and after they are dead.
     const bigZone = dir.join('big.zone');
@@ -144,7 +123,7 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
       await writeFile(bigZone, zoneText(2000 * round));
       await a.dns.pdnsutil('load-zone', 'big.example', bigZone);
       await b.replace(`before${round}.${ZONE}`, '192.0.2.10');
-      await daemons('kill');
+      await daemons(both, 'kill');
       await a.replace(`dead-a${round}.${ZONE}`, '192.0.2.11');
       await b.replace(`dead-b${round}.${ZONE}`, '192.0.2.12');
       await a.replace(`conflict${round}.${ZONE}`, '192.0.2.13');
@@ -152,7 +131,7 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
       await b.dns.pdnsutil('set-meta', ZONE, `X-ROUND-${round}`, 'dead');
       if (round === 2) await b.remove(`new.${ZONE}`);
       if (round === 3) await b.dns.api('DELETE', 'zones/made-at-b.example.');
-      await daemons('start');
+      await daemons(both, 'start');
       await a.answers(`dead-b${round}.${ZONE}`, 'A', ['192.0.2.12']);
       await b.answers(`dead-a${round}.${ZONE}`, 'A', ['192.0.2.11']);
     }
@@ -166,28 +145,15 @@ describeWithTools(['pdns-4.9', 'minio'], 'two PowerDNS servers and MinIO', () =>
       await site.answers('h5999.big.example', 'A', ['192.0.2.100']);
       await site.refuses('made-at-b.example');
     }
-    // Each sees what the other did last in either LMDB, in one transaction each: then it has everything before that, too.
-    for (const [site, name] of [
-      [a, 'b'],
-      [b, 'a'],
-    ] as const) {
-      const other = site === a ? b : a;
-      await other.dns.pdnsutil('add-record', 'big.example', `last-${name}`, 'A', '192.0.2.15');
-      await other.dns.pdnsutil('set-meta', ZONE, 'X-LAST', name);
-      await site.answers(`last-${name}.big.example`, 'A', ['192.0.2.15']);
-      await site.hasMetadata(ZONE, 'X-LAST', name);
-    }
-    await daemons('ok');
+    await seeEachOther(a, b);
+    await daemons(both, 'ok');
     for (const site of both) {
       expect(await site.dns.pdnsutil('check-all-zones')).toMatch(/^Checked 5 zones, 0 had errors\.$/m);
       for (const name of [`www.${ZONE}`, `nobody.${ZONE}`]) await site.dns.validate(ZONE, name, 'A', keys);
     }
-    await daemons('stop');
+    await daemons(both, 'stop');
     for (const { dns } of both) await dns.stop();
-    const objects = await readdir(join(minio.dataDir, 'lightningstream'));
-    for (const prefix of ['main__a__', 'main__b__', 'shard__a__', 'shard__b__']) {
-      expect(objects.filter((name) => name.startsWith(prefix))).not.toEqual([]);
-    }
+    await expectSnapshots(minio, BUCKET);
     const [contentsA, contentsB] = [await a.contents(), await b.contents()];
     expect(contentsA.map(({ dbis }) => Object.keys(dbis).sort())).toEqual([
       [

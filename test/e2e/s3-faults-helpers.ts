@@ -6,6 +6,12 @@ import { until } from '../helpers/process.ts';
 import type { S3Account } from '../helpers/s3-server.ts';
 import { type Cluster, cluster, DBI, type Instance, type LogEntry } from './helpers.ts';
 
+/** What the log says of trouble with the storage. */
+export const FIRST = 'Waiting for the first listing of the storage';
+export const LIST = 'Listing the storage failed; trying again';
+export const LOAD = 'Load failed, retrying';
+export const STORE = 'Store failed, retrying';
+
 /** A failure shows at once as a warning and half a second later as a failure. */
 const quick = { interval: '1s', warn_duration: '0s', error_duration: '500ms' };
 

@@ -15,18 +15,17 @@ import {
   complaints,
   expectComplaints,
   expectPlain,
+  FIRST,
+  LIST,
+  LOAD,
   net,
   type Net,
+  STORE,
   unhealthy,
   withOptions,
 } from './s3-faults-helpers.ts';
 import { newBucket, openUploads } from './storage-s3-helpers.ts';
 import { canMount, tmpfs } from './tmpfs.ts';
-
-const FIRST = 'Waiting for the first listing of the storage';
-const LIST = 'Listing the storage failed; trying again';
-const LOAD = 'Load failed, retrying';
-const STORE = 'Store failed, retrying';
 
 /** Text that does not compress by more than a quarter. */
 const noise = (sizeBytes: number): string => randomBytes(sizeBytes).toString('base64').slice(0, sizeBytes);

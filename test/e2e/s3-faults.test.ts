@@ -19,16 +19,15 @@ import {
   expectComplaints,
   expectNoKeys,
   expectPlain,
+  FIRST,
+  LIST,
+  LOAD,
   net,
+  STORE,
   unhealthy,
   withOptions,
 } from './s3-faults-helpers.ts';
 import { newBucket, plainClient } from './storage-s3-helpers.ts';
-
-const FIRST = 'Waiting for the first listing of the storage';
-const LIST = 'Listing the storage failed; trying again';
-const LOAD = 'Load failed, retrying';
-const STORE = 'Store failed, retrying';
 
 let minio: S3Server;
 

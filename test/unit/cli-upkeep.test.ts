@@ -7,6 +7,16 @@ import { capture } from '../helpers/output.ts';
 import { start, tempDir, type TempDir, until } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
 
+/** Of an LMDB that is a file. */
+const NO_SUBDIR = {
+  noSubdir: true,
+  create: false,
+  dirMask: 0o775,
+  fileMask: 0o664,
+  mapSizeBytes: 0,
+  maxDbs: 64,
+};
+
 /** With databases `main` and `shard`; `main` in a file, `shard` in a directory. */
 function configure(dir: TempDir): string {
   const file = dir.join('ls.yaml');
@@ -77,15 +87,7 @@ describe('drop-shadow', () => {
     await main.put('x', 'k', 'v');
     await using _daemon = await start({ args: ['-c', file, 'receive'] });
     const native = loadNative();
-    const options = {
-      noSubdir: true,
-      create: false,
-      dirMask: 0o775,
-      fileMask: 0o664,
-      mapSizeBytes: 0,
-      maxDbs: 64,
-    };
-    const lmdb = { path: dir.join('main'), options } as Parameters<typeof lmdbUsers>[1];
+    const lmdb = { path: dir.join('main'), options: NO_SUBDIR } as Parameters<typeof lmdbUsers>[1];
     await until(() => lmdbUsers(native, lmdb).find(({ isDaemon, pid }) => isDaemon && pid > 0), {
       what: 'the daemon has it open',
     });
@@ -111,15 +113,7 @@ describe('who has an LMDB open', () => {
       for (const pid of users) expect(() => process.kill(pid, 0)).not.toThrow();
     }
     expect(native.lmdbUsers(path, { noSubdir: true })).toEqual([]);
-    const options = {
-      noSubdir: true,
-      create: false,
-      dirMask: 0o775,
-      fileMask: 0o664,
-      mapSizeBytes: 0,
-      maxDbs: 64,
-    };
-    const environment = native.openEnvironment(path, options);
+    const environment = native.openEnvironment(path, NO_SUBDIR);
     expect(() => native.lmdbUsers(path, { noSubdir: true })).toThrow(/open in this process/);
     await environment.close();
   });
