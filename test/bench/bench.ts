@@ -9,12 +9,12 @@
  *   BENCH_WRITE=1             put the result into docs/performance.md
  */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { run, tempDir } from '../helpers/process.ts';
-import { Testkit } from '../helpers/testkit.ts';
+import { tempDir } from '../helpers/process.ts';
+import { commandOf, execute, figures, type Job, label, middle, sizes, withTestkit } from './job.ts';
 import { LATENCY_HEAD, latencyCells, Pair } from './latency.ts';
-import { measure, median, programs, type Command, type Measurement, type Program } from './measure.ts';
+import { measure, median, programs, type Measurement, type Program } from './measure.ts';
 import { machine, markdownTable, say, writeReport } from './report.ts';
 
 /** One kind of work; every run starts from the same state. */
@@ -47,7 +47,6 @@ const WORKS: readonly Work[] = [
   { name: '0.1 % newer', command: 'receive', database: 'copy', storage: 'newer', result: 'newer' },
 ];
 const NEWER_FRACTION = 0.001;
-const MAP_SIZE_BYTES = 8 * 1024 ** 3;
 
 // Through the exit handler of the helpers, which removes databases and daemons.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
@@ -57,8 +56,7 @@ const only = process.env['BENCH_ONLY'] ?? '';
 let report = `${machine()}\n`;
 if (only !== 'latency') {
   const rows: Row[] = [];
-  for (const size of (process.env['BENCH_SIZES'] || '100k,1m,10m').split(','))
-    rows.push(...(await benchSize(parseSize(size))));
+  for (const records of sizes('100k,1m,10m')) rows.push(...(await benchSize(records)));
   report += `\n${table(rows)}\n${growth(rows)}`;
 }
 if (only !== 'size') report += `\n${await latency()}`;
@@ -78,7 +76,14 @@ async function benchSize(records: number): Promise<Row[]> {
   for (const program of programs) {
     for (const [name, database] of Object.entries({ same: base, newer })) {
       const storage = dir.join(`${name}-${program.name}`);
-      await execute(dir.path, { program, command: 'sync', database, storage, instance: 'other' });
+      await execute(dir.path, {
+        program,
+        command: 'sync',
+        database,
+        storage,
+        instance: 'other',
+        native: true,
+      });
     }
   }
 
@@ -133,14 +138,6 @@ function worksWithWriters(): (readonly [Work, Program | undefined])[] {
   );
 }
 
-interface Job {
-  readonly program: Program;
-  readonly command: 'sync' | 'receive';
-  readonly database: string;
-  readonly storage: string;
-  readonly instance: string;
-}
-
 /** The state a run starts from. */
 function prepare(dir: string, work: Work, program: Program, writer: Program): Job {
   const local = join(dir, 'local.mdb');
@@ -152,46 +149,7 @@ function prepare(dir: string, work: Work, program: Program, writer: Program): Jo
   mkdirSync(storage, { recursive: true });
   // What earlier runs wrote goes to the disk now, not while the next one is timed.
   execFileSync('sync');
-  return { program, command: work.command, database, storage, instance: 'bench' };
-}
-
-function commandOf(dir: string, job: Job): Command {
-  mkdirSync(job.storage, { recursive: true });
-  const config = join(dir, 'lightningstream.yaml');
-  writeFileSync(
-    config,
-    // The shortest intervals: what is measured is work, not waiting for the next look.
-    `instance: ${job.instance}
-lmdb_poll_interval: 100ms
-storage_poll_interval: 100ms
-lmdbs:
-  main:
-    path: ${job.database}
-    schema_tracks_changes: true
-    options:
-      no_subdir: true
-      create: true
-      map_size: ${MAP_SIZE_BYTES}
-storage:
-  type: fs
-  options:
-    root_path: ${job.storage}
-`,
-  );
-  return {
-    file: job.program.file,
-    args: ['-c', config, job.command, '--only-once'],
-    env: { CACHE_DIRECTORY: dir },
-  };
-}
-
-async function execute(dir: string, job: Job): Promise<void> {
-  const { file, args, env } = commandOf(dir, job);
-  const { code, stderr } = await run({ command: file, args, env, timeoutMs: 600_000 });
-  if (code !== 0)
-    throw new Error(
-      `${job.program.name} ${job.command}: exit ${code}\n${stderr.split('\n').slice(-20).join('\n')}`,
-    );
+  return { program, command: work.command, database, storage, instance: 'bench', native: true };
 }
 
 /** A run that did not do its work would be very fast. */
@@ -206,27 +164,14 @@ async function verify(work: Work, job: Job, digests: { base: string; newer: stri
 
 /** A run of its own, as taking the lock all the time costs the command some speed. */
 async function longestLockWaitMs(dir: string, job: Job, durationMs: number): Promise<number> {
-  await using kit = new Testkit(job.database, { noSubdir: true, mapSizeBytes: MAP_SIZE_BYTES });
-  const [waitMs] = await Promise.all([kit.longestLockWaitMs(durationMs), execute(dir, job)]);
-  return waitMs;
+  return await withTestkit(job.database, async (kit) => {
+    const [waitMs] = await Promise.all([kit.longestLockWaitMs(durationMs), execute(dir, job)]);
+    return waitMs;
+  });
 }
 
 async function digest(database: string): Promise<string> {
   return await withTestkit(database, (kit) => kit.digest());
-}
-
-async function withTestkit<T>(database: string, work: (kit: Testkit) => Promise<T>): Promise<T> {
-  await using kit = new Testkit(database, { noSubdir: true, mapSizeBytes: MAP_SIZE_BYTES });
-  return await work(kit);
-}
-
-function middle(runs: readonly Measurement[]): Measurement {
-  return {
-    wallMs: median(runs.map((one) => one.wallMs)),
-    cpuMs: median(runs.map((one) => one.cpuMs)),
-    // Memory is a promise: the worst run counts.
-    peakAnonBytes: Math.max(...runs.map((one) => one.peakAnonBytes)),
-  };
 }
 
 async function latency(): Promise<string> {
@@ -256,12 +201,7 @@ function table(rows: readonly Row[]): string {
 }
 
 function cells(row: Row): string[] {
-  const result = (one: Result): string[] => [
-    `${(one.wallMs / 1000).toFixed(2)} s`,
-    `${(one.cpuMs / 1000).toFixed(2)} s`,
-    `${Math.round(one.peakAnonBytes / 1024 ** 2)} MiB`,
-    `${one.lockWaitMs.toFixed(1)} ms`,
-  ];
+  const result = (one: Result): string[] => [...figures(one), `${one.lockWaitMs.toFixed(1)} ms`];
   const line = [label(row.records), row.work, ...result(row.ours)];
   if (programs.length === 1) return line;
   if (row.reference === undefined) return [...line, '', '', '', '', ''];
@@ -281,16 +221,4 @@ function growth(rows: readonly Row[]): string {
     }),
   ]);
   return `\n${markdownTable(['µs per record', ...sizes.map(label)], lines, 1)}`;
-}
-
-function parseSize(text: string): number {
-  const match = /^(\d+)([km]?)$/i.exec(text.trim());
-  if (match === null) throw new Error(`BENCH_SIZES: "${text}" is no size (100k, 1m)`);
-  const unit = { '': 1, k: 1000, m: 1_000_000 }[(match[2] ?? '').toLowerCase()] ?? 1;
-  return Number(match[1]) * unit;
-}
-
-function label(records: number): string {
-  if (records % 1_000_000 === 0) return `${records / 1_000_000} M`;
-  return records % 1000 === 0 ? `${records / 1000} k` : String(records);
 }

@@ -8,10 +8,10 @@
  *   BENCH_WRITE=1             put the result into docs/performance.md
  */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, cpSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { run, type TempDir, tempDir } from '../helpers/process.ts';
-import { Testkit } from '../helpers/testkit.ts';
-import { type Command, measure, type Measurement, median, type Program, programs } from './measure.ts';
+import { copyFileSync, cpSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { type TempDir, tempDir } from '../helpers/process.ts';
+import { commandOf, execute, figures, type Job, label, middle, sizes, withTestkit } from './job.ts';
+import { measure, type Measurement, type Program, programs } from './measure.ts';
 import { machine, markdownTable, say, writeReport } from './report.ts';
 
 /** One kind of work; every run starts from a copy of the same state. */
@@ -33,39 +33,34 @@ const WORKS: readonly Work[] = [
   { name: '0.1 % newer', command: 'receive', database: 'captured', storage: 'newer' },
 ];
 const CHANGED = 0.001;
-const MAP_SIZE_BYTES = 8 * 1024 ** 3;
 
 // Through the exit handler of the helpers, which removes databases and processes.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
 const rows: string[][] = [];
-for (const size of (process.env['BENCH_SIZES'] || '1m,10m').split(',')) {
-  const records = Number(size.replace(/k$/i, '000').replace(/m$/i, '000000'));
-  if (!Number.isSafeInteger(records) || records <= 0) throw new Error(`BENCH_SIZES: "${size}" is no size`);
-  rows.push(...(await benchSize(size, records)));
-}
+for (const records of sizes('1m,10m')) rows.push(...(await benchSize(records)));
 const head = ['records', 'work', 'wall', 'CPU', 'RssAnon'];
 if (programs.length > 1) head.push('reference: wall', 'CPU', 'RssAnon', 'faster');
 const report = `${machine()}\n\n${markdownTable(head, rows, 2)}`;
 process.stdout.write(`\n${report}`);
 if (process.env['BENCH_WRITE'] === '1') writeReport('bench-shadow', report);
 
-async function benchSize(size: string, records: number): Promise<string[][]> {
+async function benchSize(records: number): Promise<string[][]> {
   await using dir = await tempDir('lightningstream-bench-', process.env['BENCH_DIR']);
-  say(`${size} records: preparing`);
+  say(`${label(records)} records: preparing`);
   await withTestkit(dir.join('plain.mdb'), (kit) => kit.fill(records, { plain: true }));
   for (const program of programs) {
     // What another instance stores, and what it stores after a change; its LMDB with the shadow is ours, too.
     const database = dir.join(`captured-${program.name}.mdb`);
     copyFileSync(dir.join('plain.mdb'), database);
-    const same = dir.join(`same-${program.name}`);
-    await execute(dir, { program, command: 'sync', database, storage: same });
+    const other = { program, command: 'sync', instance: 'other', native: false } as const;
+    await execute(dir.path, { ...other, database, storage: dir.join(`same-${program.name}`) });
     const touched = dir.join(`touched-${program.name}.mdb`);
     copyFileSync(database, touched);
     await withTestkit(touched, (kit) => kit.touch(CHANGED, { plain: true }));
     copyFileSync(touched, dir.join('local.mdb'));
     const newer = dir.join(`newer-${program.name}`);
-    await execute(dir, { program, command: 'sync', database: dir.join('local.mdb'), storage: newer });
+    await execute(dir.path, { ...other, database: dir.join('local.mdb'), storage: newer });
   }
   const rounds = Number(process.env['BENCH_ROUNDS'] || 3);
   const lines: string[][] = [];
@@ -74,25 +69,18 @@ async function benchSize(size: string, records: number): Promise<string[][]> {
     for (let round = 0; round < rounds; round += 1) {
       for (const program of programs) {
         const job = prepare(dir, work, program);
-        runs.get(program)?.push(await measure(commandOf(dir, job), dir.join('log')));
+        runs.get(program)?.push(await measure(commandOf(dir.path, job), dir.join('log')));
         if (round === 0) await verify(dir, work, job, records);
       }
     }
     const [ours, theirs] = programs.map((program) => middle(runs.get(program) ?? []));
     if (ours === undefined) continue;
-    const line = [size, work.name, ...cells(ours)];
-    if (theirs !== undefined) line.push(...cells(theirs), `${(theirs.wallMs / ours.wallMs).toFixed(1)} ×`);
+    const line = [label(records), work.name, ...figures(ours)];
+    if (theirs !== undefined) line.push(...figures(theirs), `${(theirs.wallMs / ours.wallMs).toFixed(1)} ×`);
     say(line.join(' | '));
     lines.push(line);
   }
   return lines;
-}
-
-interface Job {
-  readonly program: Program;
-  readonly command: 'sync' | 'receive';
-  readonly database: string;
-  readonly storage: string;
 }
 
 /** The state a run starts from. */
@@ -109,41 +97,7 @@ function prepare(dir: TempDir, work: Work, program: Program): Job {
     cpSync(dir.join(`${work.storage}-${program.name}`), storage, { recursive: true });
   // What earlier runs wrote goes to the disk now, not while the next one is timed.
   execFileSync('sync');
-  return { program, command: work.command, database: local, storage };
-}
-
-function commandOf(dir: TempDir, job: Job): Command {
-  mkdirSync(job.storage, { recursive: true });
-  const config = dir.join('lightningstream.yaml');
-  writeFileSync(
-    config,
-    `instance: ${job.storage === dir.join('storage') ? 'bench' : 'other'}
-lmdb_poll_interval: 100ms
-storage_poll_interval: 100ms
-lmdbs:
-  main:
-    path: ${job.database}
-    options:
-      no_subdir: true
-      create: true
-      map_size: ${MAP_SIZE_BYTES}
-storage:
-  type: fs
-  options:
-    root_path: ${job.storage}
-`,
-  );
-  return {
-    file: job.program.file,
-    args: ['-c', config, job.command, '--only-once'],
-    env: { CACHE_DIRECTORY: dir.path },
-  };
-}
-
-async function execute(dir: TempDir, job: Job): Promise<void> {
-  const { file, args, env } = commandOf(dir, job);
-  const { code, stderr } = await run({ command: file, args, env, timeoutMs: 600_000 });
-  if (code !== 0) throw new Error(`${job.program.name} ${job.command}: exit ${code}\n${stderr.slice(-2000)}`);
+  return { program, command: work.command, database: local, storage, instance: 'bench', native: false };
 }
 
 /** A run that did not do its work would be very fast. The application's records are compared with what the work should lead to. */
@@ -161,25 +115,4 @@ async function verify(dir: TempDir, work: Work, job: Job, records: number): Prom
 
 async function plainDigest(database: string): Promise<string> {
   return await withTestkit(database, (kit) => kit.digest({ plain: true }));
-}
-
-async function withTestkit<T>(database: string, work: (kit: Testkit) => Promise<T>): Promise<T> {
-  await using kit = new Testkit(database, { noSubdir: true, mapSizeBytes: MAP_SIZE_BYTES });
-  return await work(kit);
-}
-
-function middle(runs: readonly Measurement[]): Measurement {
-  return {
-    wallMs: median(runs.map((one) => one.wallMs)),
-    cpuMs: median(runs.map((one) => one.cpuMs)),
-    peakAnonBytes: Math.max(...runs.map((one) => one.peakAnonBytes)),
-  };
-}
-
-function cells(one: Measurement): string[] {
-  return [
-    `${(one.wallMs / 1000).toFixed(2)} s`,
-    `${(one.cpuMs / 1000).toFixed(2)} s`,
-    `${Math.round(one.peakAnonBytes / 1024 ** 2)} MiB`,
-  ];
 }

@@ -8,10 +8,10 @@
 import { copyFileSync, mkdirSync, rmSync } from 'node:fs';
 import { start, tempDir } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
+import { label, MAP_SIZE_BYTES, sizes, withTestkit } from './job.ts';
 import { programs, type Program, Watch } from './measure.ts';
 import { machine, markdownTable, say } from './report.ts';
 
-const MAP_SIZE_BYTES = 8 * 1024 ** 3;
 /** The defaults, both. */
 const DURATION_MS = 50;
 /** Longer than any sweep; its wait ends with the loop. */
@@ -22,17 +22,13 @@ const LOOP_MS = 1000;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
 const rows: string[][] = [];
-for (const size of (process.env['BENCH_SIZES'] || '1m').split(',')) {
-  const records = parseSize(size);
+for (const records of sizes('1m')) {
   await using dir = await tempDir('lightningstream-bench-', process.env['BENCH_DIR']);
   const base = dir.join('base.mdb');
-  {
-    await using kit = new Testkit(base, { noSubdir: true, mapSizeBytes: MAP_SIZE_BYTES });
-    await kit.fill(records, { deletedEvery: 2 });
-  }
+  await withTestkit(base, (kit) => kit.fill(records, { deletedEvery: 2 }));
   for (const program of programs) {
-    say(`${size} records: ${program.name}`);
-    rows.push([size, program.name, ...(await sweep(program, base, dir.path))]);
+    say(`${label(records)} records: ${program.name}`);
+    rows.push([label(records), program.name, ...(await sweep(program, base, dir.path))]);
   }
 }
 process.stdout.write(
@@ -113,11 +109,4 @@ async function sweep(program: Program, base: string, dir: string): Promise<strin
     `${longestMs.toFixed(1)} ms`,
     field('time_write_lock'),
   ];
-}
-
-function parseSize(text: string): number {
-  const match = /^(\d+)([km]?)$/i.exec(text.trim());
-  if (match === null) throw new Error(`BENCH_SIZES: "${text}" is no size (100k, 1m)`);
-  const unit = { '': 1, k: 1000, m: 1_000_000 }[(match[2] ?? '').toLowerCase()] ?? 1;
-  return Number(match[1]) * unit;
 }
