@@ -35,7 +35,7 @@ function policies(page: string): readonly (readonly PolicyStatement[])[] {
 /** `storage.options` of the page's configuration, for this server and these keys. */
 function optionsOf(page: string, account: S3Account): Options {
   const [, text = ''] = /^```yaml\n([^]*?)^```$/m.exec(read(page)) ?? [];
-  const { storage } = parseConfig(text, page).config;
+  const { storage } = parseConfig(`${text}lmdbs: {main: {path: /x}}\n`, page).config;
   const { bucket, region, globalPrefix } = decodeOptions(storage.options, storageOptions.s3);
   return {
     bucket,
