@@ -150,8 +150,13 @@ async function runStep(options: AssembleOptions, image: Image, text: string): Pr
     command = command.slice(match[0].length);
   }
   mounts.push({ source: '/etc/resolv.conf', target: '/etc/resolv.conf', readOnly: true });
-  const { args } = await inside({ image, mounts, command: ['/bin/sh', '-c', command] });
-  await checked({ command: 'unshare', args, timeoutMs: 300_000 });
+  const { code, stdout, stderr } = await runContainer({
+    image,
+    mounts,
+    command: ['/bin/sh', '-c', command],
+    timeoutMs: 240_000,
+  });
+  if (code !== 0) throw new Error(`RUN ${text} ended with ${code}:\n${stdout}${stderr}`);
 }
 
 async function checked(options: Parameters<typeof run>[0]): Promise<void> {
@@ -175,19 +180,21 @@ export interface ContainerOptions {
   readonly readOnly?: boolean;
   /** Another process, whose network it shares; by default the machine's. */
   readonly networkOf?: number;
+  /** Put before everything: the way into a control group (cgroup.ts). */
+  readonly enter?: readonly string[];
 }
 
 /** A container's process, in the machine's pid namespace; it is the program itself, once that is reached. */
 export async function startContainer(options: ContainerOptions): Promise<Running> {
-  const { args } = await inside(options);
-  return start({ command: 'unshare', args, ownProcessGroup: true });
+  const [command = '', ...args] = await inside(options);
+  return start({ command, args, ownProcessGroup: true });
 }
 
 /** Runs it to its end: also what an engine's `exec` does, with the same options as the container. */
 export async function runContainer(options: ContainerOptions & { timeoutMs?: number }): Promise<Finished> {
-  const { args } = await inside(options);
+  const [command = '', ...args] = await inside(options);
   const { timeoutMs } = options;
-  return run({ command: 'unshare', args, ...(timeoutMs === undefined ? {} : { timeoutMs }) });
+  return run({ command, args, ...(timeoutMs === undefined ? {} : { timeoutMs }) });
 }
 
 /** $1 root, $2 `ro` or `rw`, then source, target, `ro` or `rw` of each mount, `--`, the command. */
@@ -206,7 +213,7 @@ done
 shift
 exec "$@"`;
 
-async function inside(options: ContainerOptions): Promise<{ readonly args: readonly string[] }> {
+async function inside(options: ContainerOptions): Promise<readonly string[]> {
   const { image, mounts = [], networkOf } = options;
   const access = (readOnly = false): string => (readOnly ? 'ro' : 'rw');
   for (const { source, target } of mounts) await mountPoint(image.root, source, target);
@@ -217,18 +224,16 @@ async function inside(options: ContainerOptions): Promise<{ readonly args: reado
       ? []
       : [`--reuid=${uid}`, `--regid=${gid}`, '--clear-groups', '--no-new-privs', '--bounding-set=-all'];
   const env = Object.entries({ ...image.env, ...options.env }).map(([name, value]) => `${name}=${value}`);
-  return {
-    args: [
-      '--mount',
-      ...['sh', '-e', '-c', ENTER, 'sh', image.root, access(options.readOnly)],
-      ...mounts.flatMap(({ source, target, readOnly }) => [source, target, access(readOnly)]),
-      '--',
-      ...network,
-      ...['chroot', image.root, 'setpriv', ...restricted, '--pdeathsig=SIGKILL'],
-      ...['env', '-i', '-C', image.workdir, ...env],
-      ...options.command,
-    ],
-  };
+  return [
+    ...(options.enter ?? []),
+    ...['unshare', '--mount', 'sh', '-e', '-c', ENTER, 'sh', image.root, access(options.readOnly)],
+    ...mounts.flatMap(({ source, target, readOnly }) => [source, target, access(readOnly)]),
+    '--',
+    ...network,
+    ...['chroot', image.root, 'setpriv', ...restricted, '--pdeathsig=SIGKILL'],
+    ...['env', '-i', '-C', image.workdir, ...env],
+    ...options.command,
+  ];
 }
 
 /** Makes what is mounted over, when the image does not have it. */

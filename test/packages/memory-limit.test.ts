@@ -2,8 +2,8 @@
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import { Watch } from '../bench/measure.ts';
 import { controlGroup, missingControlGroups, type GroupUsage } from '../helpers/cgroup.ts';
 import { freePort, repositoryRoot, run, start, tempDir, until, type TempDir } from '../helpers/process.ts';
 import { startMinio, type S3Account } from '../helpers/s3-server.ts';
@@ -35,18 +35,25 @@ describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title}
       await using a = await limitedDaemon(dir, 'a', s3);
       await using b = await limitedDaemon(dir, 'b', s3);
 
+      const whileBothRun = (work: Promise<unknown>): Promise<unknown> =>
+        Promise.race([work, a.death, b.death]);
+
       const filled = await kitA.digest();
-      await until(async () => (await kitB.digest()) === filled, { ...patient, what: 'B has all records' });
+      await whileBothRun(
+        until(async () => (await kitB.digest()) === filled, { ...patient, what: 'B has all records' }),
+      );
       // All of them newer, so that A has to write all, too.
       await kitB.touch(1);
       const touched = await kitB.digest();
       expect(touched).not.toBe(filled);
-      await until(async () => (await kitA.digest()) === touched, { ...patient, what: 'A has all changes' });
+      await whileBothRun(
+        until(async () => (await kitA.digest()) === touched, { ...patient, what: 'A has all changes' }),
+      );
 
-      for (const { name, daemon, group, watch, isHealthy } of [a, b]) {
+      for (const { name, daemon, group, peakAnonymousBytes, isHealthy } of [a, b]) {
         await until(isHealthy, { ...patient, what: `${name} is healthy` });
         const usage = await group.usage();
-        process.stdout.write(`${name}: ${described(usage, watch.take().peakAnonBytes)}\n`);
+        process.stdout.write(`${name}: ${described(usage, peakAnonymousBytes())}\n`);
         expect(usage.killed).toBe(0);
         // It was in the group: the kernel has counted its memory, and its files.
         expect(usage.anonymousBytes).toBeGreaterThan(0);
@@ -90,13 +97,32 @@ async function limitedDaemon(dir: TempDir, name: string, s3: S3Account) {
   const [command = '', ...enter] = group.enter;
   const args = [...enter, 'setpriv', '--pdeathsig', 'SIGKILL', binary, '-c', config, 'sync'];
   const daemon = stack.use(await start({ command, args, ownProcessGroup: true }));
-  const watch = stack.use(new Watch(daemon.pid));
+  let peakAnonymousBytes = 0;
+  let isOver = false;
+  const sample = async (): Promise<void> => {
+    while (!isOver) {
+      peakAnonymousBytes = Math.max(peakAnonymousBytes, (await group.usage()).anonymousBytes);
+      await delay(5);
+    }
+  };
+  const sampling = sample();
+  stack.defer(async () => {
+    isOver = true;
+    await sampling;
+  });
+  const death = daemon.exited.then(async ({ code, signal }) => {
+    const { killed } = await group.usage();
+    throw new Error(`${name} has ended: ${code ?? signal}, ${killed} killed for want of memory`);
+  });
+  // Nobody listens any more when it is stopped.
+  death.catch(() => undefined);
   const owned = stack.move();
   return {
     name,
     daemon,
     group,
-    watch,
+    death,
+    peakAnonymousBytes: () => peakAnonymousBytes,
     isHealthy: async () => (await fetch(`http://127.0.0.1:${port}/healthz`)).status === 200,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
