@@ -6,8 +6,9 @@
 #   pdns-4.9, pdns-4.7 PowerDNS of Debian 13 and 12: directories (build/pdns-root.sh)
 #   debian-13, debian-12
 #                      minimal installations, and packages to install there: directories (build/debian-root.sh)
-#   zsh, fish, groff   the system's own; as root, apt-get installs a missing one
-#   dh, rpmbuild, apt-ftparchive, gpg, lintian
+#   zsh, fish, groff, docker-compose
+#                      the system's own; as root, apt-get installs a missing one
+#   dh, rpmbuild, apt-ftparchive, gpg, lintian, systemd-analyze
 #                      likewise: what makes packages, and checks them
 #
 # Ends with 1 and one line that says why when it cannot be had. --installed only looks. Everything stays outside the repository, per
@@ -35,6 +36,7 @@ case $tool in
   dh) package=debhelper ;;
   rpmbuild) package=rpm ;;
   apt-ftparchive) package=apt-utils ;;
+  systemd-analyze) package=systemd ;;
   # With its agent, which signs.
   gpg) package=gnupg ;;
 esac
@@ -46,7 +48,7 @@ case $tool in
   pdns-4.7) suite=bookworm ;;
   debian-13) suite=trixie script=debian-root.sh ;;
   debian-12) suite=bookworm script=debian-root.sh ;;
-  zsh | fish | groff | dh | rpmbuild | apt-ftparchive | gpg | lintian)
+  zsh | fish | groff | docker-compose | dh | rpmbuild | apt-ftparchive | gpg | lintian | systemd-analyze)
     command -v "$tool" && exit
     if $only_look || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
       unavailable "not installed. Debian, Ubuntu: apt install $package"
@@ -58,7 +60,7 @@ case $tool in
     command -v "$tool"
     exit
     ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff, dh, rpmbuild, apt-ftparchive, gpg, lintian' ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff, docker-compose, dh, rpmbuild, apt-ftparchive, gpg, lintian, systemd-analyze' ;;
 esac
 if [ -n "$suite" ]; then
   if $only_look; then exec sh "$build/$script" --installed "$suite"; else exec sh "$build/$script" "$suite"; fi

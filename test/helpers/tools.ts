@@ -15,6 +15,7 @@ export type ToolName =
   | 'pdns-4.7'
   | 'debian-13'
   | 'debian-12'
+  | 'docker-compose'
   | 'systemd-analyze'
   | 'dh'
   | 'rpmbuild'
