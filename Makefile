@@ -28,7 +28,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build binary packages apt-repo demo demo-powerdns test test-binary check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
+.PHONY: help build binary packages apt-repo demo demo-powerdns test test-binary test-packages check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -51,11 +51,14 @@ demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C
 demo-powerdns: build ## two PowerDNS servers replicate through MinIO, on loopback; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && for tool in minio pdns-4.9; do sh build/tool.sh $$tool >/dev/null || exit 1; done && exec '$(NODE)' build/demo-powerdns.ts
 
-test: build tools binary ## lint, types and every test (Rust and TypeScript)
+test: build tools packages ## lint, types and every test (Rust and TypeScript)
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts
 
 test-binary: build tools binary ## the sync path end to end, with the single binary
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --binary
+
+test-packages: build tools packages ## the packages, in fresh Debian 13 and 12 with their own systemd; as root
+	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --packages
 
 check: build tools ## lint, types and the fast tests
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts --quick
@@ -114,4 +117,4 @@ node-lmdb: $(INSTALLED)
 
 # What cannot be had is said in one line; the tests that need it are skipped with the same one.
 test-servers:
-	@for tool in minio mc versitygw pdns-4.9 pdns-4.7 debian-13 debian-12 zsh fish groff dh rpmbuild apt-ftparchive gpg lintian; do sh '$(ROOT)/build/tool.sh' "$$tool" >/dev/null || true; done
+	@for tool in minio mc versitygw pdns-4.9 pdns-4.7 debian-13 debian-12 zsh fish groff docker-compose dh rpmbuild apt-ftparchive gpg lintian; do sh '$(ROOT)/build/tool.sh' "$$tool" >/dev/null || true; done
