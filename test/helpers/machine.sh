@@ -41,8 +41,8 @@ lower=$1 work=$2
 shift 2
 # The number that the world outside has for this process: /proc is still the one of there.
 read -r self _ </proc/self/stat
+mount -t tmpfs -o mode=755 machine "$work/machine"
 cd "$work/machine"
-mount -t tmpfs -o mode=755 machine .
 mkdir upper overlay root
 root=$PWD/root
 if ! mount -t overlay -o "lowerdir=$lower/root,upperdir=$PWD/upper,workdir=$PWD/overlay" overlay "$root" 2>/dev/null; then
