@@ -166,6 +166,7 @@ async function checked(options: Parameters<typeof run>[0]): Promise<void> {
 
 /** A file or directory of this machine in a container. */
 export interface Mount {
+  /** `tmpfs`: an empty one in memory. */
   readonly source: string;
   readonly target: string;
   readonly readOnly?: boolean;
@@ -206,7 +207,7 @@ shift 2
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 while [ "$1" != -- ]; do
-  mount --bind "$1" "$root$2"
+  if [ "$1" = tmpfs ]; then mount -t tmpfs tmpfs "$root$2"; else mount --bind "$1" "$root$2"; fi
   [ "$3" = rw ] || mount -o remount,bind,ro "$root$2"
   shift 3
 done
