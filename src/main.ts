@@ -9,6 +9,7 @@ import {
   type StopRequest,
 } from './cli/minimum-pid.ts';
 import { run } from './cli/run.ts';
+import { takeServiceManager } from './cli/service-manager.ts';
 import { errorMessage } from './errors.ts';
 
 // The only place that touches the process itself: arguments, environment, signals, exit.
@@ -38,6 +39,8 @@ if (isWorkingChild(process)) {
   process.on('disconnect', () => stop({ signal: 'SIGTERM', times: 1 }));
 }
 
+const serviceManager = takeServiceManager(process);
+
 let mask = (text: string): string => text;
 process.on('uncaughtException', (error) => {
   process.stderr.write(mask(`lightningstream: internal error, please report it: ${errorMessage(error)}\n`));
@@ -53,6 +56,7 @@ void run(argv, {
   stdout: process.stdout,
   stderr: process.stderr,
   signal: controller.signal,
+  serviceManager,
   onSecrets: (masking) => {
     mask = masking;
   },
@@ -63,6 +67,7 @@ void run(argv, {
       // The single binary brings its own flags, and has no script.
       args: isSea() ? argv : [...process.execArgv, ...process.argv.slice(1)],
       env: process.env,
+      serviceManager,
       takeStops: (listener) => {
         stop = listener;
         return () => {

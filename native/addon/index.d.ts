@@ -593,6 +593,20 @@ export interface NativeVerifiedDbi {
   invalid: number
 }
 
+/** r" Outcome of `notifyServiceManager`.  */
+export interface NotifyOutcome {
+  /** The result; null on failure. */
+  value: boolean | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/**
+ * Sends `state` as one datagram to `socket`, the value of `NOTIFY_SOCKET` (`sd_notify(3)`): a path, or behind `@` a name in the
+ * abstract namespace.
+ */
+export declare function notifyServiceManager(socket: string, state: string): Promise<NotifyOutcome>
+
 /** Panics, so that a test can see what becomes of it. */
 export declare function panicForTest(): Promise<CloseOutcome>
 

@@ -37,6 +37,7 @@ export async function daemon(
       waitForMarkerFile: options.waitForMarkerFile,
       spoolPlaces: spoolPlaces(session),
       native: loadNative(),
+      serviceManager: session.io.serviceManager,
       storage,
       logger,
       metrics,

@@ -1,4 +1,5 @@
 import type { RootLogger } from '../observability/logger.ts';
+import type { ServiceManager } from '../sync/service-report.ts';
 
 /** What a program run touches of the process around it; `main.ts` gives the real things, tests their own. */
 export interface Io {
@@ -9,6 +10,8 @@ export interface Io {
   readonly onSecrets?: (mask: (text: string) => string) => void;
   /** Asks for an orderly end. */
   readonly signal?: AbortSignal;
+  /** Wants to know when a daemon is ready and how it is. */
+  readonly serviceManager?: ServiceManager | undefined;
   /**
    * Makes sure that the program's work is done under a process id of at least `minimum`. Undefined: it already is; else the
    * exit code of the process that did all the work instead.

@@ -25,6 +25,16 @@ export function isStopRequest(message: unknown): message is StopRequest {
   return STOP_SIGNALS.some((known) => known === signal) && typeof times === 'number';
 }
 
+/** What the working process has the waiting one say to the service manager, which listens to nobody else. */
+export interface Relayed {
+  readonly notify: string;
+}
+
+function isRelayed(message: unknown): message is Relayed {
+  if (typeof message !== 'object' || message === null) return false;
+  return typeof (message as Partial<Record<keyof Relayed, unknown>>).notify === 'string';
+}
+
 /** This process works for another one that waits for it. */
 export function isWorkingChild(process: Pick<NodeJS.Process, 'env' | 'send'>): boolean {
   return process.env[SKIP_VARIABLE] === '1' && process.send !== undefined;
@@ -37,6 +47,8 @@ export interface OwnProcess {
   /** With Node's own flags and the script. */
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
+  readonly serviceManager?:
+    { readonly env: Readonly<Record<string, string>>; notify(state: string): Promise<void> } | undefined;
   /** From now on the listener is told of stop signals, and they do nothing else here. Returns what ends that. */
   takeStops(listener: (request: StopRequest) => void): () => void;
 }
@@ -63,7 +75,13 @@ export async function ensureMinimumPid(
   for (let pid = self.pid; pid < wanted; pid += 1) spawnSync('/nonexistent');
   const child = spawn(self.execPath, self.args, {
     stdio: ['inherit', 'inherit', 'inherit', 'ipc'],
-    env: { ...self.env, [SKIP_VARIABLE]: '1' },
+    env: { ...self.env, ...self.serviceManager?.env, [SKIP_VARIABLE]: '1' },
+  });
+  child.on('message', (message) => {
+    if (!isRelayed(message)) return;
+    self.serviceManager?.notify(message.notify).catch((error: unknown) => {
+      logger.warning('The service manager cannot be told how the daemon is', { error });
+    });
   });
   // It cannot be told any more when it has just ended.
   const giveBackStops = self.takeStops((request) => void child.send(request, () => undefined));

@@ -65,6 +65,9 @@ export function loadNative(): Native {
     tryLock: (lockPath) => synchronous(() => addon.tryLock(lockPath)) ?? undefined,
     lmdbUsers: (environmentPath, { noSubdir }) =>
       synchronous(() => addon.lmdbUsers(environmentPath, noSubdir)),
+    notifyServiceManager: async (socket, state) => {
+      unwrap(await addon.notifyServiceManager(socket, state));
+    },
     inspectSnapshot: async (snapshotPath, options = {}) => {
       const work = new addon.Work();
       const { meta, ...sizes } = await abortable(work, options, () =>

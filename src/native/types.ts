@@ -465,6 +465,11 @@ export interface Native {
    * never read only one may be seen. Throws a {@link NativeError}; code `ALREADY_OPEN` when this process has it open.
    */
   lmdbUsers(path: string, options: { readonly noSubdir: boolean }): readonly number[];
+  /**
+   * One datagram to the socket that NOTIFY_SOCKET names, see sd_notify(3): a path, or `@` and an abstract name. Throws an error with
+   * the `code` of the system.
+   */
+  notifyServiceManager(socket: string, state: string): Promise<void>;
   /** Decodes a whole snapshot without keeping it: throws when it is corrupt. */
   inspectSnapshot(
     path: string,

@@ -12,6 +12,7 @@ import { isPaged, SharedListing } from '../storage/shared-listing.ts';
 import type { Storage } from '../storage/storage.ts';
 import { programVersion } from '../version.ts';
 import { Repeats } from './repeats.ts';
+import { reportTo, type ServiceManager, type ServiceReport, statusLine } from './service-report.ts';
 import { Syncer } from './syncer.ts';
 import { type Clock, sleep, systemClock } from './wait.ts';
 
@@ -30,6 +31,8 @@ export interface DaemonOptions {
   readonly logger: RootLogger;
   readonly metrics: Metrics;
   readonly health: Health;
+  /** Whoever started the daemon and wants to know how it is. */
+  readonly serviceManager?: ServiceManager | undefined;
   /** Ends everything: what is being written is rolled back, what is being uploaded does not appear. */
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -61,6 +64,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   health.setMetadata('version', version);
   const ended = new AbortController();
   let server: HttpServer | undefined;
+  let report: ServiceReport | undefined;
   try {
     const syncers: Syncer[] = [];
     for (const [database, lmdb] of config.lmdbs) {
@@ -104,8 +108,23 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
         }),
       });
     }
-    if (waitForMarkerFile !== undefined) await waitForMarker(waitForMarkerFile, options, clock);
-    const results = await Promise.all(syncers.map((syncer) => syncer.run()));
+    if (options.serviceManager !== undefined) {
+      const status = async (): Promise<string> => {
+        const databases = await Promise.all(syncers.map((syncer) => syncer.status()));
+        return logger.mask(statusLine(health.report(), databases));
+      };
+      report = reportTo({ manager: options.serviceManager, status, logger, signal });
+    }
+    if (waitForMarkerFile !== undefined) {
+      // That may take days, and somebody may wait for us to be ready.
+      report?.ready();
+      await waitForMarker(waitForMarkerFile, options, clock);
+    }
+    const running = syncers.map((syncer) => syncer.run());
+    // Each has opened its LMDB by now, and made the files where it may, or has said in health why not. It is ready whatever the storage does:
+    // an application that is started after us must not wait for that.
+    report?.ready();
+    const results = await Promise.all(running);
     return results.every(Boolean) ? 0 : 1;
   } catch (error) {
     if (signal.aborted && (error === signal.reason || isAbort(error))) return 0;
@@ -114,6 +133,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     ended.abort(new Error('all syncers have ended'));
     await server?.closed;
     await spool.close();
+    await report?.end();
   }
 }
 

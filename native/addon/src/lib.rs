@@ -182,6 +182,7 @@ macro_rules! outcome {
 pub mod capture;
 pub mod dump;
 pub mod mode;
+pub mod notify;
 pub mod sweep;
 pub mod upkeep;
 pub mod verify;

@@ -18,10 +18,15 @@
 //! | touch | fraction, keepValue?, plain? | changed |
 //! | lockloop | durationMs | longestWaitNs, rounds |
 //! | lock / unlock | | holds the write lock between the two |
+//!
+//! `lightningstream-testkit --notify-socket=ADDRESS` is a service manager's ear instead (`sd_notify(3)`): it listens on the datagram socket
+//! `ADDRESS`, a path or `@` and an abstract name, and prints `{"listening": true}`, then `{"message": "…"}` for each datagram.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, Write as _};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -129,6 +134,8 @@ fn main() {
             options.no_subdir = true;
         } else if let Some(size) = argument.strip_prefix("--map-size=") {
             options.map_bytes = size.parse().unwrap_or_else(|_| usage());
+        } else if let Some(address) = argument.strip_prefix("--notify-socket=") {
+            listen(address);
         } else if path.is_none() && !argument.starts_with('-') {
             path = Some(argument);
         } else {
@@ -155,8 +162,28 @@ fn main() {
 }
 
 fn usage() -> ! {
-    eprintln!("usage: lightningstream-testkit PATH [--no-subdir] [--map-size=BYTES]");
+    eprintln!("usage: lightningstream-testkit PATH [--no-subdir] [--map-size=BYTES] | --notify-socket=ADDRESS");
     std::process::exit(2);
+}
+
+/// Until it is killed.
+fn listen(address: &str) -> ! {
+    let bound = match address.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(address),
+    };
+    let socket = bound.and_then(|address| UnixDatagram::bind_addr(&address)).unwrap_or_else(|e| {
+        eprintln!("{address}: {e}");
+        std::process::exit(1)
+    });
+    answer_with(Ok(json!({ "listening": true })));
+    let mut datagram = vec![0; 1 << 16];
+    loop {
+        match socket.recv(&mut datagram) {
+            Ok(length) => answer_with(Ok(json!({ "message": String::from_utf8_lossy(&datagram[..length]) }))),
+            Err(e) => answer_with(Err(Error::io("receive", &e))),
+        }
+    }
 }
 
 fn answer_with(answer: Result<Value>) {
