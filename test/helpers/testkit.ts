@@ -13,6 +13,10 @@ export interface TestkitOptions {
   readonly noSubdir?: boolean;
   /** 1 GiB when it creates the file. */
   readonly mapSizeBytes?: number;
+  /** A command that runs the program given by its further arguments. */
+  readonly wrapper?: readonly string[];
+  /** Where the program is, as seen by `wrapper`. */
+  readonly program?: string;
 }
 
 /** One record: application value without its header. */
@@ -46,10 +50,10 @@ export class Testkit implements AsyncDisposable {
   #stderr = '';
 
   constructor(path: string, options: TestkitOptions = {}) {
-    const args = [path];
+    const [command = '', ...args] = [...(options.wrapper ?? []), options.program ?? testkitPath(), path];
     if (options.noSubdir === true) args.push('--no-subdir');
     if (options.mapSizeBytes !== undefined) args.push(`--map-size=${options.mapSizeBytes}`);
-    this.#child = spawn(testkitPath(), args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
+    this.#child = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
     this.#child.stderr.setEncoding('utf8').on('data', (text: string) => {
       this.#stderr += text;
     });
@@ -163,7 +167,8 @@ export class Testkit implements AsyncDisposable {
   }
 }
 
-function testkitPath(): string {
+/** The program. */
+export function testkitPath(): string {
   return join(
     process.env['CARGO_TARGET_DIR'] || join(repositoryRoot, 'target'),
     'release',
