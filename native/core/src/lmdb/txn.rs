@@ -85,11 +85,11 @@ impl RawTxn {
         Ok(stat)
     }
 
-    fn cursor(&self, handle: ffi::MDB_dbi) -> Result<RawCursor> {
+    fn cursor(&self, handle: ffi::MDB_dbi) -> Result<RawCursor<'_>> {
         let mut ptr = ptr::null_mut();
         // SAFETY: a live transaction and a valid out-pointer; LMDB checks the handle.
         check(unsafe { ffi::mdb_cursor_open(self.ptr, handle, &raw mut ptr) }, "open cursor")?;
-        Ok(RawCursor { ptr })
+        Ok(RawCursor { ptr, txn: PhantomData })
     }
 
     /// Keys of the unnamed database: the names of all DBIs.
@@ -157,11 +157,13 @@ impl Range {
     }
 }
 
-struct RawCursor {
+/// The lifetime belongs to what is closed on drop: so the compiler refuses to end the transaction before that.
+struct RawCursor<'t> {
     ptr: *mut ffi::MDB_cursor,
+    txn: PhantomData<&'t RawTxn>,
 }
 
-impl RawCursor {
+impl RawCursor<'_> {
     #[inline]
     fn get(&self, op: ffi::MDB_cursor_op, key: Option<&[u8]>) -> Result<Option<(Range, Range)>> {
         let mut key = key.map_or_else(empty_val, val);
@@ -176,9 +178,7 @@ impl RawCursor {
             _ => Err(error(code, "read LMDB")),
         }
     }
-}
 
-impl RawCursor {
     /// The first value of `key`, in a DBI with MDB_DUPSORT, that is not below `value`.
     fn get_duplicate(&self, key: &[u8], value: &[u8]) -> Result<Option<Range>> {
         let mut key = val(key);
@@ -204,7 +204,7 @@ impl RawCursor {
     }
 }
 
-impl Drop for RawCursor {
+impl Drop for RawCursor<'_> {
     fn drop(&mut self) {
         // SAFETY: opened once, closed once; the owner borrows the transaction, so that is still live (required for write transactions).
         unsafe { ffi::mdb_cursor_close(self.ptr) };
@@ -293,16 +293,15 @@ enum Place {
 
 /// Walks a DBI of a read transaction; what it returns lives as long as the transaction.
 pub struct ReadCursor<'t> {
-    raw: RawCursor,
+    raw: RawCursor<'t>,
     order: KeyOrder,
     place: Place,
     current: Option<(&'t [u8], &'t [u8])>,
-    txn: PhantomData<&'t ()>,
 }
 
 impl<'t> ReadCursor<'t> {
-    fn new(raw: RawCursor, dbi: Dbi) -> Self {
-        Self { raw, order: dbi.order(), place: Place::Start, current: None, txn: PhantomData }
+    fn new(raw: RawCursor<'t>, dbi: Dbi) -> Self {
+        Self { raw, order: dbi.order(), place: Place::Start, current: None }
     }
 
     /// The next record, the first one at the start. Duplicates are records of their own.
@@ -477,7 +476,16 @@ impl<'e> WriteTxn<'e> {
         })
     }
 
-    /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes.
+    /// A cursor before the first record. It borrows the transaction, so there is only one and only it writes. It must be gone before the
+    /// transaction ends, which frees it:
+    ///
+    /// ```compile_fail,E0505
+    /// # use lightningstream_core::lmdb::{Dbi, WriteTxn};
+    /// fn commit(mut txn: WriteTxn<'_>, dbi: Dbi) {
+    ///     let cursor = txn.cursor(dbi);
+    ///     txn.commit();
+    /// }
+    /// ```
     pub fn cursor(&mut self, dbi: Dbi) -> Result<WriteCursor<'_>> {
         Ok(WriteCursor::new(self.raw.cursor(dbi.handle)?, dbi))
     }
@@ -509,15 +517,14 @@ impl<'e> WriteTxn<'e> {
 
 /// Walks and writes a DBI of the write transaction; what it returns must be let go before the next write.
 pub struct WriteCursor<'t> {
-    raw: RawCursor,
+    raw: RawCursor<'t>,
     order: KeyOrder,
     place: Place,
-    txn: PhantomData<&'t mut ()>,
 }
 
-impl WriteCursor<'_> {
-    fn new(raw: RawCursor, dbi: Dbi) -> Self {
-        Self { raw, order: dbi.order(), place: Place::Start, txn: PhantomData }
+impl<'t> WriteCursor<'t> {
+    fn new(raw: RawCursor<'t>, dbi: Dbi) -> Self {
+        Self { raw, order: dbi.order(), place: Place::Start }
     }
 
     fn look_up(&mut self, lookup: Lookup<'_>) -> Result<Option<&[u8]>> {
