@@ -203,8 +203,8 @@ impl<'a> Merge<'a> {
         self.out.plan = started.elapsed();
         match plan {
             Plan::Nothing => {}
-            Plan::Apply(candidates) => self.apply(&candidates)?,
-            Plan::Stream => {
+            Plan::Apply(candidates) if self.apply(&candidates)? => {}
+            Plan::Apply(_) | Plan::Stream => {
                 if !self.stream()? {
                     return Ok(None);
                 }
@@ -276,7 +276,8 @@ impl<'a> Merge<'a> {
         })
     }
 
-    fn apply(&mut self, candidates: &Candidates) -> Result<()> {
+    /// False: the plan does not hold any more, and nothing was written.
+    fn apply(&mut self, candidates: &Candidates) -> Result<bool> {
         let may_create = candidates.dbis.iter().any(|dbi| dbi.create);
         let planned_on = self.out.base_txn_id;
         let mut txn = self.begin(may_create)?;
@@ -284,6 +285,12 @@ impl<'a> Merge<'a> {
         // The ids of write transactions follow each other: the next one after the plan's means that nobody committed in between.
         let unchanged = txn.id() == planned_on + 1;
         let decide_again = candidates.recheck || !unchanged;
+        for planned in candidates.dbis.iter().filter(|planned| !planned.create) {
+            // Somebody dropped it since: it gets all that the snapshot has, not only what won against what was there.
+            if txn.dbi(&planned.target.name)?.is_none() {
+                return Ok(false);
+            }
+        }
         let mut writer = Writer::new(&txn, self.options.padding_block);
         let mut entries = candidates.entries();
         for planned in &candidates.dbis {
@@ -302,7 +309,8 @@ impl<'a> Merge<'a> {
                 }
             }
         }
-        self.finish(txn, locked, writer.bytes)
+        self.finish(txn, locked, writer.bytes)?;
+        Ok(true)
     }
 
     /// False: begin again with an index; nothing was written.

@@ -2,10 +2,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{contents, file, merge_from, native, open, publish_to, put_raw, raw_contents, temp_dir};
+use common::{
+    contents, drop_records_if_told, file, merge_from, native, open, publish_to, put_raw, raw_contents, temp_dir,
+    while_records_is_dropped,
+};
 use lightningstream_core::header::{self, FLAG_DELETED};
 use lightningstream_core::lmdb::{Environment, flags};
 use lightningstream_core::merge::{MergeOptions, merge};
@@ -67,6 +71,42 @@ fn a_plan_made_before_somebody_else_committed_is_decided_again() {
         let all = contents(&env);
         assert_eq!(all["records"][1999u32.to_be_bytes().as_slice()], (newest, 0, b"local".to_vec()), "round {round}");
         assert_eq!(all["records"][5u32.to_be_bytes().as_slice()], (100, 0, b"remote".to_vec()));
+    }
+}
+
+#[test]
+fn application_that_drops_a_dbi() {
+    drop_records_if_told();
+}
+
+#[test]
+fn a_dbi_that_another_process_drops_during_a_merge_gets_all_of_the_snapshot() {
+    let dir = temp_dir();
+    let source = open(&file(&dir, "source.mdb"), 1 << 20);
+    put_raw(&source, "records", 0, &records(5, 50, b"known"));
+    put_raw(&source, "records", 0, &records(1, 100, b"newer"));
+    let one = file(&dir, "one.pb.gz");
+    publish_to(&source, &one);
+    put_raw(&source, "unknown", 0, &records(1, 100, b"remote"));
+    let two = file(&dir, "two.pb.gz");
+    publish_to(&source, &two);
+    // Whether or not the plan has something to create, and when it is streamed.
+    for (snapshot, budget_bytes) in [(&one, 16 << 20), (&two, 16 << 20), (&one, 0)] {
+        let path = file(&dir, "a.mdb");
+        let _ = std::fs::remove_file(&path);
+        let env = open(&path, 1 << 20);
+        put_raw(&env, "records", 0, &records(5, 50, b"known"));
+        put_raw(&env, "other", 0, &records(1, 50, b"other"));
+        let merged = while_records_is_dropped(&path, |cancel| {
+            merge(&env, &MergeOptions { budget_bytes, ..MergeOptions::new(snapshot) }, cancel).unwrap()
+        });
+        let all = contents(&env);
+        assert_eq!(all["records"], contents(&source)["records"]);
+        assert_eq!(all["other"].len(), 1);
+        let entries = all["records"].len() + all.get("unknown").map_or(0, BTreeMap::len);
+        assert_eq!((merged.txn_id, merged.added), (Some(env.last_txn_id()), entries as u64));
+        // Seen again, there is nothing to do.
+        assert_eq!(merge_from(&env, snapshot).unwrap().txn_id, None);
     }
 }
 
@@ -241,7 +281,7 @@ fn every_pass_can_be_aborted() {
                 assert!(late < Duration::from_millis(500), "{name} went on for {late:?} after the abort");
             }
             if name == "first load" && code.is_some() {
-                assert!(contents(&target).values().all(std::collections::BTreeMap::is_empty), "rolled back");
+                assert!(contents(&target).values().all(BTreeMap::is_empty), "rolled back");
             }
         }
     }

@@ -3,12 +3,11 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{file, open, put_raw, raw_contents, temp_dir};
+use common::{drop_records_if_told, file, open, put_raw, raw_contents, temp_dir, while_records_is_dropped};
+use lightningstream_core::drop_private::drop_private;
 use lightningstream_core::lmdb::{Environment, flags};
 use lightningstream_core::merge::{
     CaptureOptions, Captured, Counts, MergeOptions, Merged, Shadow, Stamp, capture, merge,
@@ -122,6 +121,10 @@ fn what_cannot_be_synchronised_names_the_dbi_and_the_remedy() {
     assert!(error_of("order", flags::DUPSORT, &reversed).contains("order"));
     assert!(error_of("integers", flags::DUPSORT | flags::INTEGERKEY, &[(&[1; 4], b"a")]).contains("INTEGERKEY"));
 
+    let env = open(&file(&dir, "name"), 1 << 20);
+    put_raw(&env, &"n".repeat(500), 0, &[(b"k".to_vec(), b"v".to_vec())]);
+    assert_eq!(capture_at(&env, 5).unwrap_err().code, Code::DbiUnsupported);
+
     let env = open(&file(&dir, "hack"), 1 << 20);
     put_raw(&env, "dbi", flags::DUPSORT, &[(b"k".to_vec(), b"v".to_vec())]);
     let without = Shadow { dupsort_hack: false, ..shadow(5) };
@@ -169,18 +172,9 @@ fn a_start_up_capture_is_older_than_everything_and_removals_enter_it() {
     assert!(!all.contains_key("_sync_shadow__sync_other") && all["_sync_other"].len() == 1);
 }
 
-/// `FILE`: this process is the application that drops a DBI.
-const DROPS: &str = "LS_TEST_DROPS";
-
 #[test]
 fn application_that_drops_a_dbi() {
-    let Ok(path) = std::env::var(DROPS) else { return };
-    let env = open(path.as_ref(), 1 << 20);
-    let mut txn = env.write(true, &Cancel::new()).unwrap();
-    assert!(txn.drop_dbi("records").unwrap());
-    println!("\nlocked");
-    std::io::stdin().read_line(&mut String::new()).unwrap();
-    txn.commit().unwrap();
+    drop_records_if_told();
 }
 
 #[test]
@@ -200,32 +194,65 @@ fn a_dbi_that_is_dropped_during_a_merge_comes_back_whole() {
         let env = open(&path, 1 << 20);
         put_raw(&env, "records", 0, &records(5, b"local"));
         capture_at(&env, 50).unwrap();
-        let mut application = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "application_that_drops_a_dbi", "--nocapture"])
-            .env(DROPS, &path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(application.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "locked"));
-        let cancel = Cancel::new();
-        std::thread::scope(|scope| {
-            let merging = scope.spawn(|| {
-                let options = MergeOptions { shadow: Some(shadow(200)), ..MergeOptions::new(&snapshot) };
-                merge(&env, &options, &cancel)
-            });
-            while !cancel.is_waiting_for_lock() && !merging.is_finished() {
-                std::thread::yield_now();
-            }
-            drop(application.stdin.take());
-            lines.for_each(drop);
-            assert!(application.wait().unwrap().success());
-            merging.join().unwrap().unwrap();
-        });
+        while_records_is_dropped(&path, |cancel| {
+            let options = MergeOptions { shadow: Some(shadow(200)), ..MergeOptions::new(&snapshot) };
+            merge(&env, &options, cancel)
+        })
+        .unwrap();
         let mut expected: BTreeMap<_, _> = records(5, b"local").into_iter().collect();
         expected.extend(records(1, b"remote"));
         assert_eq!(raw_contents(&env)["records"], expected);
         assert_eq!(capture_at(&env, 300).unwrap().counts, Counts::default());
     }
+}
+
+#[test]
+fn a_shadow_of_another_kind_than_its_dbi_is_left_alone() {
+    let dir = temp_dir();
+    let refused = |env: &Environment, words: &str| {
+        let before = raw_contents(env);
+        let error = capture_at(env, 6).unwrap_err();
+        assert_eq!((error.code, error.dbi.as_deref()), (Code::DbiUnsupported, Some("dbi")), "{error}");
+        assert!(error.message.contains(words) && error.message.contains("drop-shadow"), "{error}");
+        assert_eq!(raw_contents(env), before);
+        drop_private(env, &Cancel::new()).unwrap();
+        assert_eq!(capture_at(env, 7).unwrap().counts.added, 1);
+    };
+    let env = open(&file(&dir, "integers.mdb"), 1 << 20);
+    put_raw(&env, "dbi", flags::INTEGERKEY, &[(1u32.to_ne_bytes().to_vec(), b"v".to_vec())]);
+    capture_at(&env, 5).unwrap();
+    let mut txn = env.write(true, &Cancel::new()).unwrap();
+    txn.drop_dbi("dbi").unwrap();
+    txn.commit().unwrap();
+    put_raw(&env, "dbi", flags::INTEGERKEY, &[(2u64.to_ne_bytes().to_vec(), b"v".to_vec())]);
+    refused(&env, "integer keys of 8 and 4 bytes");
+
+    let env = open(&file(&dir, "duplicates.mdb"), 1 << 20);
+    put_raw(&env, "dbi", 0, &[(b"k".to_vec(), b"v".to_vec())]);
+    put_raw(&env, "_sync_shadow_dbi", flags::DUPSORT, &[]);
+    refused(&env, "MDB_DUPSORT");
+}
+
+#[test]
+fn entries_that_only_together_are_in_an_order_that_the_encoding_reverses_stop_it_until_one_is_gone() {
+    let dir = temp_dir();
+    let duplicate = |env: &Environment, key: &[u8], value: &[u8], remove: bool| {
+        let mut txn = env.write(true, &Cancel::new()).unwrap();
+        let dbi = txn.create_dbi("dbi", flags::DUPSORT).unwrap();
+        let mut cursor = txn.cursor(dbi).unwrap();
+        if remove { cursor.delete(key, value) } else { cursor.put_duplicate(key, value) }.unwrap();
+        drop(cursor);
+        txn.commit().unwrap();
+    };
+    let [one, other] = ["one", "other"].map(|name| open(&file(&dir, name), 1 << 20));
+    duplicate(&one, b"k", b"\0\0\0\0b", false);
+    duplicate(&other, b"k\0\0\0\0", b"a", false);
+    let snapshot = file(&dir, "s.pb.gz");
+    publish_at(&other, &snapshot, 5);
+    merge_at(&one, &snapshot, 5).unwrap();
+    let error = capture_at(&one, 6).unwrap_err();
+    assert_eq!((error.code, error.dbi.as_deref()), (Code::DbiUnsupported, Some("dbi")));
+    assert!(error.key.is_some() && error.message.contains("order"), "{error}");
+    duplicate(&one, b"k", b"\0\0\0\0b", true);
+    assert_eq!(capture_at(&one, 7).unwrap().counts.deleted, 1);
 }

@@ -391,9 +391,14 @@ impl<'a> Round<'a> {
     fn open_pair(&mut self, stage: &mut Stage<'_>, target: &mut Target) -> Result<Pair> {
         let shadow_name = format!("{SHADOW_PREFIX}{}", target.name);
         if shadow_name.len() > MAX_KEY_BYTES {
-            return Err(Error::refused("LMDB cannot have a shadow DBI of so long a name"));
+            let text = "LMDB cannot have a shadow DBI of so long a name";
+            let local = target.is_local();
+            return Err(if local { Error::new(Code::DbiUnsupported, text) } else { Error::refused(text) });
         }
         let (mut main, mut shadow) = (stage.dbi(&target.name)?, stage.dbi(&shadow_name)?);
+        if shadow.is_some_and(|dbi| dbi.flags & flags::DUPSORT != 0) {
+            return Err(unlike_shadow("the shadow DBI has MDB_DUPSORT, so it was not made by Lightning Stream"));
+        }
         let existed = main.is_some();
         let main_flags = main.map_or(target.create_flags, |dbi| dbi.flags);
         if !existed && target.format_version < 3 && !self.merge.options.create_flags.contains_key(&target.name) {
@@ -442,7 +447,12 @@ impl<'a> Round<'a> {
         if order == KeyOrder::Integer {
             for dbi in [shadow, main].into_iter().flatten() {
                 if let Some((key, _)) = stage.cursor(dbi)?.next()? {
-                    self.merge.integer_bytes.entry(target.name.clone()).or_insert(key.len());
+                    let bytes = *self.merge.integer_bytes.entry(target.name.clone()).or_insert(key.len());
+                    // LMDB compares them without looking at how long they are.
+                    if bytes != key.len() {
+                        let sizes = format!("{} and {bytes} bytes", key.len());
+                        return Err(unlike_shadow(&format!("the DBI and its shadow have integer keys of {sizes}")));
+                    }
                 }
             }
         }
@@ -791,6 +801,11 @@ fn copy(to: &mut Vec<u8>, from: &[u8]) {
 #[cold]
 fn foreign_key() -> Error {
     Error::new(Code::DbiUnsupported, "the shadow DBI holds a key that dupsort_hack did not make")
+}
+
+#[cold]
+fn unlike_shadow(why: &str) -> Error {
+    Error::new(Code::DbiUnsupported, format!("{why}: stop the daemon and remove the shadows with drop-shadow"))
 }
 
 /// The snapshot is to blame for a value that the DBI cannot have.

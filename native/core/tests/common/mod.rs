@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use lightningstream_core::header;
 use lightningstream_core::lmdb::{EnvOptions, Environment};
@@ -98,6 +100,44 @@ pub fn merge_from(env: &Environment, path: &Path) -> Result<Merged> {
 
 pub fn file(dir: &TempDir, name: &str) -> PathBuf {
     dir.path().join(name)
+}
+
+/// `FILE`: this process is the application that drops a DBI.
+const DROPS: &str = "LS_TEST_DROPS";
+
+/// To be called by a test named `application_that_drops_a_dbi`: the other process of [`while_records_is_dropped`].
+pub fn drop_records_if_told() {
+    let Ok(path) = std::env::var(DROPS) else { return };
+    let env = open(path.as_ref(), 1 << 20);
+    let mut txn = env.write(true, &Cancel::new()).unwrap();
+    assert!(txn.drop_dbi("records").unwrap());
+    println!("\nlocked");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    txn.commit().unwrap();
+}
+
+/// Runs `work` while another process holds the lock, which drops the DBI `records` as soon as `work` waits for it.
+pub fn while_records_is_dropped<T: Send>(path: &Path, work: impl FnOnce(&Cancel) -> T + Send) -> T {
+    let mut application = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "application_that_drops_a_dbi", "--nocapture"])
+        .env(DROPS, path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(application.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "locked"));
+    let cancel = Cancel::new();
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| work(&cancel));
+        while !cancel.is_waiting_for_lock() && !working.is_finished() {
+            std::thread::yield_now();
+        }
+        drop(application.stdin.take());
+        lines.for_each(drop);
+        assert!(application.wait().unwrap().success());
+        working.join().unwrap()
+    })
 }
 
 /// Small generator of pseudo-random numbers (splitmix64): the seed alone repeats a run.
