@@ -119,7 +119,7 @@ function writablePlaces(directory: string): Set<string> {
   const { TMPDIR, XDG_RUNTIME_DIR, CACHE_DIRECTORY } = process.env;
   const cache = CACHE_DIRECTORY?.split(':')[0];
   const places = [TMPDIR, '/tmp', '/var/tmp', '/dev/shm', XDG_RUNTIME_DIR, cache, directory, process.cwd()];
-  return new Set(places.filter((place) => place !== undefined && place !== ''));
+  return new Set(places.flatMap((place) => place || []));
 }
 
 /** Such a file has no name, and can never get one (O_EXCL). */
