@@ -165,7 +165,7 @@ describeWithTools(['pdns-4.7', 'minio'], 'two PowerDNS 4.7 servers and MinIO', (
     ]);
     expect(contentsA[1]?.dbis['records']?.entries.length).toBeGreaterThan(6000);
     expect(comparable(contentsB)).toEqual(comparable(contentsA));
-  });
+  }, 300_000);
 });
 
 describeWithTools(['pdns-4.7', 'pdns-4.9'], 'PowerDNS 4.7 and 4.9', () => {
