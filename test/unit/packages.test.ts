@@ -39,7 +39,7 @@ describe('configurations that are installed', () => {
     const text = read('examples/main.yaml');
     const keys = text.match(/^ *#\w+:/gm) ?? [];
     // The instance, region, create_bucket, the files of keys, cleanup and sweeper.
-    expect(keys.length).toBeGreaterThanOrEqual(8);
+    expect(keys.length).toBe(7);
     const config = options(text.replace(/^( *)#(?=\w+:)/gm, '$1'));
     expect(config.instance).toBe('ns1');
     expect(config.storage.cleanup.enabled).toBe(true);
