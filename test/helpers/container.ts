@@ -225,16 +225,13 @@ async function inside(options: ContainerOptions): Promise<readonly string[]> {
       ? []
       : [`--reuid=${uid}`, `--regid=${gid}`, '--clear-groups', '--no-new-privs', '--bounding-set=-all'];
   const env = Object.entries({ ...image.env, ...options.env }).map(([name, value]) => `${name}=${value}`);
-  return [
-    ...(options.enter ?? []),
-    ...['unshare', '--mount', 'sh', '-e', '-c', ENTER, 'sh', image.root, access(options.readOnly)],
-    ...mounts.flatMap(({ source, target, readOnly }) => [source, target, access(readOnly)]),
-    '--',
-    ...network,
-    ...['chroot', image.root, 'setpriv', ...restricted, '--pdeathsig=SIGKILL'],
-    ...['env', '-i', '-C', image.workdir, ...env],
-    ...options.command,
-  ];
+  const enter = options.enter ?? [];
+  const mounted = mounts.flatMap(({ source, target, readOnly }) => [source, target, access(readOnly)]);
+  const mountArgs = [image.root, access(options.readOnly), ...mounted, '--'];
+  const rootArgs = ['chroot', image.root, 'setpriv', ...restricted, '--pdeathsig=SIGKILL'];
+  const environmentArgs = ['env', '-i', '-C', image.workdir, ...env];
+  const outside = [...enter, 'unshare', '--mount', 'sh', '-e', '-c', ENTER, 'sh', ...mountArgs];
+  return [...outside, ...network, ...rootArgs, ...environmentArgs, ...options.command];
 }
 
 /** Makes what is mounted over, when the image does not have it. */

@@ -202,7 +202,7 @@ describeWithTools(['docker-compose'], 'the compose file', () => {
     for (const [, name = '', value = ''] of example.matchAll(/^#(\w+)=(.*)$/gm)) {
       if (!shown.has(name)) shown.set(name, name === 'PROXY_USERS' ? '' : value);
     }
-    expect([...shown].sort()).toEqual([...used].sort());
+    expect(Object.fromEntries(shown)).toEqual(Object.fromEntries(used));
   });
 });
 
@@ -350,7 +350,7 @@ describe.skipIf(missing !== undefined)(missing === undefined ? 'the image' : `th
 /** The services of the compose file as processes, in one network, with its limits where there are control groups. */
 class StackOfContainers implements AsyncDisposable {
   readonly #resources = new AsyncDisposableStack();
-  readonly #groups: ControlGroup[] = [];
+  readonly #groups = new Map<keyof Stack, ControlGroup>();
   readonly #containers = new Map<keyof Stack, ContainerOptions>();
   readonly #work: TempDir;
   readonly #services: Stack;
@@ -370,10 +370,9 @@ class StackOfContainers implements AsyncDisposable {
     const data = this.#work.join('objects');
     await mkdir(data);
     const program = [toolPath('minio'), ...command.map((word) => (word === '/data' ? data : word))];
-    const [first = '', ...args] = [
-      ...(await this.#enter('minio')),
-      ...['nsenter', `--net=/proc/${this.#network}/ns/net`, 'setpriv', '--pdeathsig', 'SIGKILL', ...program],
-    ];
+    const enter = await this.#enter('minio');
+    const network = ['nsenter', `--net=/proc/${this.#network}/ns/net`];
+    const [first = '', ...args] = [...enter, ...network, 'setpriv', '--pdeathsig', 'SIGKILL', ...program];
     const env = { ...environment, HOME: this.#work.path };
     this.#resources.use(await start({ command: first, args, env, ownProcessGroup: true }));
     await until(
@@ -440,10 +439,16 @@ class StackOfContainers implements AsyncDisposable {
     return (await this.#inNetwork(dig)).stdout;
   }
 
-  /** Processes that had to end because the memory was not enough. */
+  /** Processes that had to end because the memory was not enough. Prints how near it was. */
   async killed(): Promise<number> {
-    const usages = await Promise.all(this.#groups.map((group) => group.usage()));
-    return usages.reduce((sum, { killed }) => sum + killed, 0);
+    let all = 0;
+    for (const [name, group] of this.#groups) {
+      const { killed, peakBytes, limitHits } = await group.usage();
+      const peak = `peak ${Math.round(peakBytes / 1024 ** 2)} MiB`;
+      process.stdout.write(`${name}: ${peak}, ${limitHits} times at the limit, ${killed} killed\n`);
+      all += killed;
+    }
+    return all;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -455,7 +460,7 @@ class StackOfContainers implements AsyncDisposable {
     const { memoryBytes, cpus } = this.#services[name];
     const group = await controlGroup({ memoryBytes, cpuShare: cpus });
     this.#resources.use(group);
-    this.#groups.push(group);
+    this.#groups.set(name, group);
     return group.enter;
   }
 

@@ -12,7 +12,7 @@ import { missingTool } from '../helpers/tools.ts';
 
 const binary = join(repositoryRoot, 'dist', 'binary', 'lightningstream');
 const LIMITS = { memoryBytes: 128 * 1024 ** 2, cpuShare: 0.25 };
-const RECORDS = 100_000;
+const RECORDS = Number(process.env['LIMIT_RECORDS'] || 100_000);
 /** With a quarter of a core. */
 const patient = { timeoutMs: 110_000, intervalMs: 250 };
 
