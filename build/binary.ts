@@ -51,9 +51,11 @@ if (!isMade()) await make();
 
 function architecture(name: string): Architecture {
   const known = ARCHITECTURES.find((one) => one === name);
-  if (known !== undefined) return known;
-  console.error(`binary.ts: no such architecture: ${name} (known: ${ARCHITECTURES.join(', ')})`);
-  process.exit(2);
+  if (known === undefined) {
+    console.error(`binary.ts: no such architecture: ${name} (known: ${ARCHITECTURES.join(', ')})`);
+    process.exit(2);
+  }
+  return known;
 }
 
 function isMade(): boolean {
@@ -134,14 +136,16 @@ async function make(): Promise<void> {
   writeFileSync(generator, `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(' ')} "$@"\n`, {
     mode: 0o755,
   });
-  // pkg takes the Node.js that it gets injected, and offers no flags for it; but this process's own, of the same version, when it thinks
-  // that the other cannot run here.
+  // pkg would run the Node.js that it gets, without flags; but this process's own, of the same version, when it does not know the
+  // architecture. Only its messages name that.
   process.execPath = generator;
   await sea.default(join(work, 'lightningstream.cjs'), {
     nodePath: stripped,
     useLocalNode: true,
     seaConfig,
-    targets: [{ nodeRange: `node${process.versions.node}`, platform: 'linuxstatic', arch, output: made }],
+    targets: [
+      { nodeRange: `node${process.versions.node}`, platform: 'linux', arch: `gnu-${arch}`, output: made },
+    ],
   });
   chmodSync(made, 0o755);
   // By renaming: a running program keeps the file that it has mapped.

@@ -293,9 +293,9 @@ const canUnshare = isRoot && spawnSync('unshare', [...unshare, 'true']).status =
 test.skipIf(!canUnshare)('--minimum-pid: it starts itself once more, and passes signals on', async () => {
   await using dir = await tempDir();
   const file = configure(dir);
-  const script = `
+  const script = `set -e
     "$0" -c "$1" --minimum-pid 60 receive --wait-for-marker-file never &
-    until grep -q 'Waiting for marker file' "$2"; do sleep 0.05; done
+    until grep -q 'Waiting for marker file' "$2"; do kill -0 $! && sleep 0.05; done
     for one in /proc/[0-9]*; do
       if [ "$(cat $one/comm)" = lightningstream ]; then echo "$one $(tr '\\0' ' ' < $one/cmdline)"; fi
     done
