@@ -207,7 +207,14 @@ export class Instance implements AsyncDisposable {
   /** Waits until the application can read the value. */
   async has(key: string, value: string, timeoutMs = 30_000): Promise<void> {
     const what = `${this.name} has ${key} = ${value.slice(0, 40)}`;
-    await until(async () => (await this.app.get(DBI, key))?.value === value, { what, timeoutMs });
+    try {
+      await until(async () => (await this.app.get(DBI, key))?.value === value, { what, timeoutMs });
+    } catch (error) {
+      const lines = this.#daemon?.stderr().split('\n').slice(-12).join('\n') ?? 'no daemon';
+      throw new Error(`${String(error)}; at ${new Date().toISOString()} its log ended with\n${lines}`, {
+        cause: error,
+      });
+    }
   }
 
   /** Sum of a metric over its labels. */
