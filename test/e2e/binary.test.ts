@@ -295,8 +295,8 @@ test.skipIf(!canUnshare)('--minimum-pid: it starts itself once more, and passes 
   const file = configure(dir);
   const script = `set -e
     "$0" -c "$1" --minimum-pid 60 receive --wait-for-marker-file never &
-    until grep -q 'Waiting for marker file' "$2"; do kill -0 $! && sleep 0.05; done
-    for one in /proc/[0-9]*; do
+    until grep -q 'Waiting for marker file' "$2"; do kill -0 $!; sleep 0.05; done
+    for one in $(ls -d /proc/[0-9]* | sort -V); do
       if [ "$(cat $one/comm)" = lightningstream ]; then echo "$one $(tr '\\0' ' ' < $one/cmdline)"; fi
     done
     kill $!
