@@ -141,6 +141,8 @@ export class Syncer {
   #openFault: string | undefined;
   /** Somebody else uploads under our name; nothing is uploaded until this moment, though the LMDB be opened anew. */
   #duplicateUntilMs: number | undefined;
+  /** Shadow mode: the data file in which nothing is left that was changed before we looked at it for the first time. */
+  #captured: BigIntStats | undefined;
   /** How long nothing is tried after a failure, ms. */
   #restMs = 0;
   #session: Session | undefined;
@@ -288,21 +290,28 @@ export class Syncer {
    * Shadow mode: what was added or removed while we were not looking gets the time 1 ns, which is older than everything: it is not
    * known when it happened, so whatever others say wins. Later captures are newer: what was changed enters with them.
    *
+   * Not so when the same file is opened anew after a fault: what was changed since is as new as any other change, or a removal would be undone.
+   *
    * Done before the storage is asked, so that what happens while the storage does not answer counts as new.
    */
-  async #captureAtStart({ env, signal }: Session): Promise<void> {
+  async #captureAtStart({ env, file, signal }: Session): Promise<void> {
     const { lmdb, clock } = this.#o;
     this.#log.info('Shadow mode: headers are kept beside the tables of the application');
-    if (env.lastTransactionId === 0n) return;
+    const known = isSameFile(file, this.#captured);
+    if (env.lastTransactionId === 0n) {
+      this.#captured = file;
+      return;
+    }
     this.#phase = 'capturing';
     const fromMs = clock.monotonicMs();
     try {
       const { transactionId, entries, captured, writeLockNs } = await env.capture({
-        timestampNano: 1n,
+        timestampNano: known ? clock.wallNano() : 1n,
         dupsortHack: lmdb.dupsortHack,
         guard: lmdb.schemaGuard !== 'off',
         signal,
       });
+      this.#captured = file;
       if (transactionId === null) return;
       this.#log.info('Captured what changed before the start', {
         ...durations({
@@ -809,6 +818,17 @@ async function statFile(path: string): Promise<BigIntStats | undefined> {
   } catch {
     return undefined;
   }
+}
+
+/** A number of a file may be used again as soon as nobody has the file open. */
+function isSameFile(a: BigIntStats | undefined, b: BigIntStats | undefined): boolean {
+  return (
+    a !== undefined &&
+    b !== undefined &&
+    a.ino === b.ino &&
+    a.dev === b.dev &&
+    a.birthtimeNs === b.birthtimeNs
+  );
 }
 
 function errorCode(error: unknown): string | undefined {

@@ -1,6 +1,10 @@
 // The loop of one LMDB whose application knows nothing of headers, with the real addon and the application in a process of its own.
+import { rename } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { LightningStreamError } from '../../src/errors.ts';
 import { loadNative } from '../../src/native/index.ts';
+import type { Environment, Native } from '../../src/native/types.ts';
 import { Syncer } from '../../src/sync/syncer.ts';
 import { type Clock, systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
@@ -45,6 +49,7 @@ interface Options {
   readonly mode?: 'sync' | 'receive';
   readonly lmdb?: string;
   readonly clock?: Clock;
+  readonly native?: Native;
 }
 
 function run(options: Options = {}): Syncer {
@@ -59,13 +64,30 @@ function run(options: Options = {}): Syncer {
     mode,
     instance: 'self',
     hostname: 'host',
-    native,
+    native: options.native ?? native,
     logger: around.log.logger,
     clock,
     signal: abort.signal,
   });
   running = { ended: syncer.run(), abort };
   return syncer;
+}
+
+/** The real addon, except that this is done instead of the first merge. */
+function withFirstMerge(instead: () => Promise<never>): Native {
+  let merges = 0;
+  return {
+    ...native,
+    openEnvironment(path, options) {
+      return new Proxy(native.openEnvironment(path, options), {
+        get(target, property: keyof Environment) {
+          if (property === 'merge' && ++merges === 1) return instead;
+          const member = target[property];
+          return typeof member === 'function' ? (member.bind(target) as unknown) : member;
+        },
+      });
+    },
+  };
 }
 
 async function stop(): Promise<void> {
@@ -196,6 +218,51 @@ describe('what happened before the start', () => {
     expect((await shadow('data'))['k']?.timestampNano).toBeGreaterThanOrEqual(from);
   });
 
+  it('is new when the same LMDB is opened anew after a fault', async () => {
+    await application().plain(
+      { dbi: 'data', key: 'kept', value: 'v' },
+      { dbi: 'data', key: 'removed', value: 'v' },
+    );
+    const from = now();
+    run({
+      native: withFirstMerge(async () => {
+        await application().plain(
+          { dbi: 'data', key: 'removed', remove: true },
+          { dbi: 'data', key: 'added', value: 'v' },
+        );
+        throw new LightningStreamError('CLOSED', 'the environment is closed');
+      }),
+    });
+    await storedCount(1);
+    await around.put(name('a', 1), snapshot({ data: [entry('theirs', 'v', at(1))] }));
+    // Our own snapshot, in which the key still is, is merged, too.
+    await logged('snapshot_instance=self');
+    await sees('added = v', 'kept = v', 'theirs = v');
+    const { added, removed, kept } = await shadow('data');
+    expect(kept).toEqual({ ...old, value: 'v' });
+    expect(removed).toMatchObject({ deleted: true });
+    expect(removed?.timestampNano).toBeGreaterThanOrEqual(from);
+    expect(added?.timestampNano).toBeGreaterThanOrEqual(from);
+  });
+
+  it('is old in another file that takes the place of the LMDB', async () => {
+    await application().plain({ dbi: 'data', key: 'k', value: 'v' });
+    run();
+    await storedCount(1);
+    const restored = around.dir.join('restored');
+    await using other = new Testkit(restored, { mapSizeBytes: 1 << 20 });
+    await other.plain({ dbi: 'data', key: 'from the backup', value: 'b' });
+    await app?.[Symbol.asyncDispose]();
+    app = undefined;
+    await rename(join(restored, 'data.mdb'), join(lmdbPath, 'data.mdb'));
+    await rename(join(restored, 'lock.mdb'), join(lmdbPath, 'lock.mdb'));
+    await sees('from the backup = b', 'k = v');
+    expect(await shadow('data')).toEqual({
+      'from the backup': { ...old, value: 'b' },
+      k: { ...old, value: 'v' },
+    });
+  });
+
   it('nothing: writes nothing', async () => {
     await application().plain({ dbi: 'data', key: 'k', value: 'v' });
     run();
@@ -292,6 +359,36 @@ describe('merging', () => {
       ['b', false],
       ['c', false],
     ]);
+  });
+});
+
+describe('sweeping', () => {
+  it('removes old deletions from the shadows, and nothing of what the application has', async () => {
+    // As a native deletion from 1970 would be.
+    const looks = Buffer.alloc(24);
+    looks.writeUInt8(1, 17);
+    await application().plain(
+      { dbi: 'data', key: 'alive', value: 'v' },
+      { dbi: 'data', key: 'looks', value: looks },
+      { dbi: 'data', key: 'removed', value: 'v' },
+    );
+    // Older than the retention: not added where nothing is, but it removes what is there.
+    await around.put(name('a', 1), snapshot({ data: [{ ...entry('removed', '', 2n), deleted: true }] }));
+    run({ extra: 'sweeper: {enabled: true, retention_days: 1, first_interval: 0s, interval: 1s}' });
+    await until(
+      async () => {
+        const keys = Object.keys(await shadow('data'));
+        return keys.length === 2 && keys;
+      },
+      { what: 'the deletion is gone' },
+    );
+    await logged('cleaned_entries=1');
+    expect(await shadow('data')).toEqual({
+      alive: { ...old, value: 'v' },
+      looks: { ...old, value: looks.toString() },
+    });
+    await sees('alive = v', `looks = ${looks.toString()}`);
+    expect(around.health.report().failures).toEqual({});
   });
 });
 
