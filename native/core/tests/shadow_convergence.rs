@@ -109,8 +109,8 @@ fn random_record(random: &mut Random, dbi: &str, bits: u32) -> (Vec<u8>, Vec<u8>
         // Cut in the encoded key, and different before the cut.
         ("index", 0) => [&b"1"[..], &[b'v'; 400]].concat(),
         ("index", 1) => [&b"2"[..], &[b'v'; 510]].concat(),
-        // Only what is cut differs: an application must not have both.
-        ("index", n @ (3 | 4)) => sibling(n as u8),
+        // Only what is cut differs: an application must not have both. Always of one key, so that instances often have different ones.
+        ("index", n @ 3..=5) => return (vec![b'k'], sibling(n as u8)),
         (_, 2) => vec![b'w'; 3000 * usize::from(bits & flags::DUPSORT == 0) + 1],
         (_, n) => format!("value-{n}").into_bytes(),
     };
@@ -137,7 +137,7 @@ fn write(random: &mut Random, env: &Environment) {
             }
         } else {
             let gone = match value.first() {
-                Some(b's') => vec![sibling(3), sibling(4)],
+                Some(b's') => [3, 4, 5].map(sibling).to_vec(),
                 _ => vec![value.clone()],
             };
             for value in gone.iter().filter(|gone| remove || **gone != value) {
