@@ -19,7 +19,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { layOut, type Ingredients } from './packages/layout.ts';
 import { collectParts, cyclonedx, licenceTexts } from './packages/sbom.ts';
 
@@ -31,6 +31,8 @@ export interface PackagesOptions {
   readonly work: string;
   /** Likewise. */
   readonly output: string;
+  /** A file that keeps of what `output` was made. Without it, all is made anew. */
+  readonly stamp?: string;
 }
 
 /** A mistake of whoever runs it, in one line. */
@@ -39,7 +41,7 @@ class UsageError extends Error {}
 const RPM_ARCHITECTURES: Readonly<Record<string, string>> = { x64: 'x86_64', arm64: 'aarch64' };
 
 /** @throws UsageError; Error of a tool, which has said itself what is wrong */
-export function makePackages({ root, binary, work, output }: PackagesOptions): void {
+export function makePackages({ root, binary, work, output, stamp }: PackagesOptions): void {
   for (const file of ['lightningstream', 'lightningstream.node', 'bundle.json']) {
     if (!existsSync(join(binary, file)))
       throw new UsageError(`${join(binary, file)} is missing: make binary`);
@@ -57,10 +59,23 @@ export function makePackages({ root, binary, work, output }: PackagesOptions): v
   };
 
   rmSync(work, { recursive: true, force: true });
+  const source = join(work, 'deb/source');
+  layOut('deb', join(source, 'root'), from);
+  cpSync(join(root, 'debian'), join(source, 'debian'), { recursive: true });
+  layOut('rpm', join(work, 'rpm/root'), from);
+  for (const file of ['build/rpm/lightningstream-ts.spec', 'systemd/lightningstream-ts.sysusers'])
+    copyFileSync(join(root, file), join(work, 'rpm', basename(file)));
+  // Compressing all that takes minutes.
+  const digest = digestOf(work);
+  if (stamp !== undefined && existsSync(join(output, 'SHA256SUMS')) && textOf(stamp) === digest) {
+    rmSync(work, { recursive: true });
+    return;
+  }
+
   rmSync(output, { recursive: true, force: true });
   const made = join(work, 'made');
-  mkdirSync(made, { recursive: true });
-  makeDeb(join(work, 'deb'), made, from);
+  mkdirSync(made);
+  makeDeb(source, made, epoch);
   makeRpm(join(work, 'rpm'), made, from);
   const plain = join(made, `lightningstream-${version}-linux-${process.arch}`);
   copyFileSync(join(binary, 'lightningstream'), plain);
@@ -78,7 +93,22 @@ export function makePackages({ root, binary, work, output }: PackagesOptions): v
   // All of it or nothing.
   mkdirSync(join(output, '..'), { recursive: true });
   renameSync(made, output);
-  rmSync(work, { recursive: true, force: true });
+  if (stamp !== undefined) writeFileSync(stamp, digest);
+  rmSync(work, { recursive: true });
+}
+
+/** Of names, modes and contents below it, and of this script. */
+function digestOf(directory: string): string {
+  const tar = 'tar -c --sort=name --mtime=@0 -C "$1" . | sha256sum - "$2"';
+  const { status, stdout, stderr } = spawnSync('sh', ['-ec', tar, 'sh', directory, import.meta.filename], {
+    encoding: 'utf8',
+  });
+  if (status !== 0 || stderr !== '') throw new Error(`tar: ${stderr}`);
+  return stdout;
+}
+
+function textOf(file: string): string | undefined {
+  return existsSync(file) ? readFileSync(file, 'utf8') : undefined;
 }
 
 /** As package.json has it, which debian/changelog has to agree with. */
@@ -116,24 +146,21 @@ function epochOf(root: string): number {
   return Date.parse(date ?? '') / 1000;
 }
 
-function makeDeb(work: string, made: string, from: Ingredients): void {
+function makeDeb(source: string, made: string, epoch: number): void {
+  run('debian/rules', ['binary'], source, epoch);
   // debhelper writes the package beside the directory that it works in.
-  const source = join(work, 'source');
-  layOut('deb', join(source, 'root'), from);
-  cpSync(join(from.root, 'debian'), join(source, 'debian'), { recursive: true });
-  run(join(source, 'debian/rules'), ['binary'], source, from.epoch);
-  for (const name of readdirSync(work))
-    if (name.endsWith('.deb')) renameSync(join(work, name), join(made, name));
+  const directory = join(source, '..');
+  for (const name of readdirSync(directory))
+    if (name.endsWith('.deb')) renameSync(join(directory, name), join(made, name));
 }
 
-function makeRpm(work: string, made: string, from: Ingredients): void {
+function makeRpm(work: string, made: string, { version, epoch }: Ingredients): void {
   const arch = RPM_ARCHITECTURES[process.arch] ?? '';
-  layOut('rpm', join(work, 'root'), from);
   const settings = {
     _topdir: work,
-    version_: packageVersion(from.version),
+    version_: packageVersion(version),
     root_: join(work, 'root'),
-    sysusers_: join(from.root, 'systemd/lightningstream-ts.sysusers'),
+    sysusers_: join(work, 'lightningstream-ts.sysusers'),
     _buildhost: 'localhost',
     use_source_date_epoch_as_buildtime: '1',
     clamp_mtime_to_source_date_epoch: '1',
@@ -142,8 +169,8 @@ function makeRpm(work: string, made: string, from: Ingredients): void {
     _binary_payload: 'w6T2.xzdio',
   };
   const defines = Object.entries(settings).flatMap(([name, value]) => ['--define', `${name} ${value}`]);
-  const spec = join(from.root, 'build/rpm/lightningstream-ts.spec');
-  run('rpmbuild', ['-bb', '--quiet', '--target', `${arch}-linux`, ...defines, spec], work, from.epoch);
+  const options = ['-bb', '--quiet', '--target', `${arch}-linux`, ...defines];
+  run('rpmbuild', [...options, 'lightningstream-ts.spec'], work, epoch);
   const directory = join(work, 'RPMS', arch);
   for (const name of readdirSync(directory)) renameSync(join(directory, name), join(made, name));
 }
@@ -183,6 +210,7 @@ if (import.meta.main) {
       binary: join(dist, 'binary'),
       work: join(dist, 'packaging'),
       output: join(dist, 'packages'),
+      stamp: join(root, '.cache/packages.digest'),
     });
     process.stdout.write(readFileSync(join(dist, 'packages/SHA256SUMS'), 'utf8'));
   } catch (error) {

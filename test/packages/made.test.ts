@@ -118,7 +118,6 @@ describeWithTools(['dh', 'rpmbuild'], 'making them', () => {
       const second = make('a/longer/path', ['sh', '-c', 'umask 077; sleep 1; exec taskset 1 "$@"', 'sh'], {
         TZ: 'Pacific/Auckland',
         LC_ALL: 'C',
-        HOME: '/nonexistent',
         USER: 'somebody',
         DEB_BUILD_OPTIONS: 'parallel=7',
       });
