@@ -28,7 +28,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build binary packages apt-repo demo demo-powerdns test test-binary test-packages check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
+.PHONY: help build binary packages packages-if-possible apt-repo demo demo-powerdns test test-binary test-packages check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -42,6 +42,10 @@ binary: $(ADDON) $(INSTALLED) ## the program as one file, dist/binary/lightnings
 packages: binary ## .deb, .rpm, the binary, SBOM and checksums, in dist/packages
 	@cd '$(ROOT)' && exec flock .cache/packages.lock '$(NODE)' build/packages.ts
 
+# What cannot be had is said in one line; the tests of packages are skipped then.
+packages-if-possible: binary
+	@cd '$(ROOT)' && for tool in dh rpmbuild; do sh build/tool.sh $$tool >/dev/null || exit 0; done; exec $(MAKE) packages
+
 apt-repo: ## adds the .deb of dist/packages to a signed apt repository in dist/apt; APT_SIGNING_KEY: gpg's name of the key
 	@cd '$(ROOT)' && exec sh build/apt-repo.sh dist/packages dist/apt
 
@@ -51,7 +55,7 @@ demo: build $(TESTKIT) ## two databases, two daemons, records travelling; Ctrl-C
 demo-powerdns: build ## two PowerDNS servers replicate through MinIO, on loopback; Ctrl-C ends it (DEMO_SECONDS=10: by itself)
 	@cd '$(ROOT)' && for tool in minio pdns-4.9; do sh build/tool.sh $$tool >/dev/null || exit 1; done && exec '$(NODE)' build/demo-powerdns.ts
 
-test: build tools packages ## lint, types and every test (Rust and TypeScript)
+test: build tools packages-if-possible ## lint, types and every test (Rust and TypeScript)
 	@cd '$(ROOT)' && exec '$(NODE)' build/test.ts
 
 test-binary: build tools binary ## the sync path end to end, with the single binary
