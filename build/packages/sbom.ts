@@ -93,9 +93,16 @@ function cargoParts(root: string): readonly Part[] {
   const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-gnu`;
   const cargo = (...arguments_: readonly string[]): string =>
     execFileSync('cargo', [...arguments_, '--locked'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 });
+  const edges = ['--edges', 'normal,no-proc-macro', '--target', target];
   const tree = cargo(
-    ...['tree', '-p', 'lightningstream-addon', '-e', 'normal,no-proc-macro', '--target', target],
-    ...['--prefix', 'none', '--format', '{p}'],
+    'tree',
+    '--package',
+    'lightningstream-addon',
+    ...edges,
+    '--prefix',
+    'none',
+    '--format',
+    '{p}',
   );
   const { packages } = JSON.parse(
     cargo('metadata', '--format-version', '1', '--filter-platform', target),

@@ -42,7 +42,7 @@ describeWithPackages('what is made', () => {
   test('is named after the version, and SHA256SUMS has all of it', () => {
     expect(readdirSync(packages).sort()).toEqual([...FILES, 'SHA256SUMS'].sort());
     const sums = readFileSync(join(packages, 'SHA256SUMS'), 'utf8').trim().split('\n');
-    expect(sums.map((line) => line.split('  ')[1]).sort()).toEqual([...FILES].sort());
+    expect(sums.map((line) => line.split('  ')[1] ?? '').sort()).toEqual([...FILES].sort());
     command('sh', ['-c', 'cd "$1" && sha256sum --strict --check SHA256SUMS', 'sh', packages]);
   });
 
@@ -109,7 +109,7 @@ describeWithTools(['dh', 'rpmbuild'], 'making them', () => {
         });
         const module = join(repositoryRoot, 'build/packages.ts');
         const script = `import { makePackages } from ${JSON.stringify(module)}; makePackages(${options});`;
-        const [file = '', ...args] = [...prefix, process.execPath, '--input-type=module', '-e', script];
+        const [file, ...args] = [...prefix, process.execPath, '--input-type=module', '-e', script];
         mkdirSync(dir.join(name), { recursive: true });
         command(file, args, { SOURCE_DATE_EPOCH: '1700000000', ...env });
         return output;
@@ -223,7 +223,7 @@ describeWithTools(['dh', 'apt-ftparchive', 'gpg'], 'the apt repository', () => {
         expect(statSync(join(suite, path)).size).toBe(Number(size));
       }
       const index = readFileSync(join(suite, 'main/binary-amd64/Packages'), 'utf8');
-      expect([...index.matchAll(/^Version: (.*)$/gm)].map((match) => match[1]).sort()).toEqual([
+      expect([...index.matchAll(/^Version: (.*)$/gm)].map((match) => match[1] ?? '').sort()).toEqual([
         '1.0.0',
         '1.1.0',
       ]);
