@@ -29,7 +29,7 @@ export interface ServiceReport {
 }
 
 /** How often the status is looked at; it is sent when it has changed. */
-const statusIntervalMs = 5000;
+const statusIntervalMs = 2000;
 
 /** Tells the service manager that the daemon is ready, how it is, that it is alive, and that it ends. */
 export function reportTo({ manager, status, logger, signal }: ServiceReportOptions): ServiceReport {
@@ -74,7 +74,7 @@ export function reportTo({ manager, status, logger, signal }: ServiceReportOptio
       phase = 'ready';
       send('READY=1');
       const look = (): void => void sendStatus();
-      look();
+      void sent.then(look);
       timers.push(setInterval(look, statusIntervalMs));
       // It says that the event loop turns; whether all is well, /healthz says.
       if (manager.watchdogMs !== undefined) {

@@ -86,5 +86,7 @@ rmdir /outside
 echo "$self"
 exec >/dev/null 2>&1
 read -r _ </run/boot || exit
+# As everywhere else; what systemd mounts for a service from a namespace beside it (credentials) would not arrive otherwise.
+mount --make-rshared /
 export container=namespaces
 exec /sbin/init

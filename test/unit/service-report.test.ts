@@ -1,6 +1,7 @@
 /** What the service manager is told, and by whom; the real socket is in test/e2e/systemd.test.ts. */
 import { describe, expect, test } from 'vitest';
 import { takeServiceManager } from '../../src/cli/service-manager.ts';
+import { LightningStreamError } from '../../src/errors.ts';
 import type { DatabaseStatus } from '../../src/http/status.ts';
 import { createHealth } from '../../src/observability/health.ts';
 import { reportTo, type ServiceManager, statusLine } from '../../src/sync/service-report.ts';
@@ -103,11 +104,11 @@ describe('reportTo', () => {
   });
 
   test('one warning when nobody can be told, and the daemon goes on', async () => {
-    const { service, log } = report({ notify: () => Promise.reject(new Error('gone')), watchdogMs: 4 });
+    const { service, log } = report({ notify: () => Promise.reject(new LightningStreamError('GONE', 'gone')), watchdogMs: 4 });
     service.ready();
     await service.end();
     expect(log.text().match(/level=warning.*/g)).toEqual([
-      'level=warning msg="The service manager cannot be told how the daemon is" error=gone',
+      'level=warning msg="The service manager cannot be told how the daemon is" error="gone (GONE)"',
     ]);
   });
 });
