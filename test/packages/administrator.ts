@@ -45,6 +45,7 @@ export async function log(machine: Machine): Promise<string> {
 /** All paths but those of what changes by itself, or by any package: logs, the lists of package managers, what systemd keeps. */
 export async function files(machine: Machine): Promise<readonly string[]> {
   const without = [
+    '/root/.rpmdb',
     '/srv',
     '/tmp',
     '/var/cache/apt',
