@@ -28,7 +28,7 @@ RUST_SOURCES := $(ROOT)/Cargo.toml $(ROOT)/Cargo.lock $(shell find '$(ROOT)/nati
 	\( -name target -o -name fuzz \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TS_SOURCES := $(ROOT)/tsconfig.json $(ROOT)/tsconfig.build.json $(shell find '$(ROOT)/src' -name '*.ts')
 
-.PHONY: help build binary packages packages-if-possible apt-repo demo demo-powerdns test test-binary test-packages check bench bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
+.PHONY: help build binary packages packages-if-possible apt-repo demo demo-powerdns test test-binary test-packages check bench bench-binary bench-s3 fuzz soak tools docs man clean prerequisites node-lmdb test-servers
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' '$(ROOT)/Makefile' | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -69,6 +69,9 @@ check: build tools ## lint, types and the fast tests
 
 bench: build $(TESTKIT) ## speed and memory; BENCH_SIZES=100k,1m,10m, LS_REFERENCE=/path/to/lightningstream, BENCH_WRITE=1
 	@cd '$(ROOT)' && exec '$(NODE)' test/bench/bench.ts
+
+bench-binary: build $(TESTKIT) binary ## the single binary beside bin/lightningstream: start-up, memory, size; BENCH_WRITE as above
+	@cd '$(ROOT)' && exec '$(NODE)' test/bench/binary.ts
 
 bench-s3: build tools ## delay and memory through MinIO, write latency of PowerDNS during merges: 10 minutes; LS_REFERENCE, BENCH_WRITE as above
 	@cd '$(ROOT)' && exec '$(NODE)' test/bench/s3-bench.ts
