@@ -14,7 +14,7 @@ export interface TestkitOptions {
   /** 1 GiB when it creates the file. */
   readonly mapSizeBytes?: number;
   /** A command that runs the program given by its further arguments. */
-  readonly wrapper?: readonly string[];
+  readonly wrapper?: readonly [string, ...string[]];
   /** Where the program is, as seen by `wrapper`. */
   readonly program?: string;
 }
@@ -50,7 +50,9 @@ export class Testkit implements AsyncDisposable {
   #stderr = '';
 
   constructor(path: string, options: TestkitOptions = {}) {
-    const [command = '', ...args] = [...(options.wrapper ?? []), options.program ?? testkitPath(), path];
+    const program = options.program ?? testkitPath();
+    const [command, ...args]: [string, ...string[]] =
+      options.wrapper === undefined ? [program, path] : [...options.wrapper, program, path];
     if (options.noSubdir === true) args.push('--no-subdir');
     if (options.mapSizeBytes !== undefined) args.push(`--map-size=${options.mapSizeBytes}`);
     this.#child = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
