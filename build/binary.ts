@@ -29,8 +29,9 @@ const arch = architecture(process.argv[2] ?? process.arch);
 const isCross = arch !== process.arch;
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string };
 
-/** Flags of `bin/lightningstream`; nothing else reaches Node.js, not even by NODE_OPTIONS. */
-const NODE_FLAGS = ['--max-semi-space-size=1'];
+/** Those of the checkout's program; nothing else reaches Node.js, not even by NODE_OPTIONS. */
+const nodeFlags = /^node_flags=(\S+)$/m.exec(readFileSync(join(root, 'bin/lightningstream'), 'utf8'))?.[1];
+if (nodeFlags === undefined) throw new Error('bin/lightningstream: no node_flags');
 
 const work = join(root, '.cache', 'binary', arch);
 const output = join(root, 'dist', 'binary', isCross ? arch : '');
@@ -45,7 +46,7 @@ const { bundle, modules } = await bundled();
 const ingredients = createHash('sha256');
 for (const part of [node, import.meta.filename, join(root, 'package-lock.json'), addon])
   ingredients.update(readFileSync(part));
-const digest = ingredients.update(bundle).digest('hex');
+const digest = ingredients.update(nodeFlags).update(bundle).digest('hex');
 const stamp = join(work, 'digest');
 if (!isMade()) await make();
 
@@ -124,7 +125,7 @@ async function make(): Promise<void> {
     disableExperimentalSEAWarning: true,
     useSnapshot: false,
     useCodeCache: true,
-    execArgv: NODE_FLAGS,
+    execArgv: [nodeFlags],
     execArgvExtension: 'none',
     assets: { 'lightningstream.node': addon },
   };
