@@ -165,8 +165,8 @@ function makeRpm(work: string, made: string, { version, epoch }: Ingredients): v
     use_source_date_epoch_as_buildtime: '1',
     clamp_mtime_to_source_date_epoch: '1',
     source_date_epoch_from_changelog: '0',
-    // The result is the same for any number of threads above 1.
-    _binary_payload: 'w6T2.xzdio',
+    // A quarter larger than with xz, in a fifteenth of the time.
+    _binary_payload: 'w9.zstdio',
   };
   const defines = Object.entries(settings).flatMap(([name, value]) => ['--define', `${name} ${value}`]);
   const options = ['-bb', '--quiet', '--target', `${arch}-linux`, ...defines];
