@@ -11,6 +11,7 @@ export function layout(system: 'deb' | 'rpm', version: string): readonly string[
   const zsh = system === 'deb' ? 'vendor-completions' : 'site-functions';
   const changelogs = system === 'deb' ? ['CHANGELOG.md', 'changelog.gz'] : ['CHANGELOG.md'];
   const plain = [
+    ...(system === 'deb' ? ['/usr/share/lintian/overrides/lightningstream-ts'] : []),
     '/usr/lib/lightningstream/lightningstream.node',
     '/usr/lib/systemd/system/lightningstream-receive@.service',
     '/usr/lib/systemd/system/lightningstream.target',
