@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use lightningstream_core::lmdb::{self, DbiStat, EnvOptions};
 use lightningstream_core::merge::{MergeOptions, Merged, merge};
 use lightningstream_core::publish::{Published, publish, publish_shadow};
+use lightningstream_core::schema::Expected;
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::snapshot::decode::Index;
 use lightningstream_core::{Cancel, Code, Error, inspect};
@@ -181,8 +182,10 @@ macro_rules! outcome {
 
 pub mod capture;
 pub mod dump;
+pub mod migrate;
 pub mod mode;
 pub mod notify;
+pub mod schema;
 pub mod sweep;
 pub mod upkeep;
 pub mod verify;
@@ -330,12 +333,14 @@ pub struct NativePublishDurations {
 }
 
 /// What a publish did.
-#[napi(object)]
+#[napi(object, use_nullable = true)]
 pub struct NativePublishResult {
     /// Transaction that the snapshot shows.
     pub transaction_id: BigInt,
     /// ns since the epoch.
     pub timestamp_nano: BigInt,
+    /// Schema of what it shows.
+    pub schema: Option<schema::NativeSchema>,
     /// DBIs.
     pub dbis: f64,
     /// Entries.
@@ -361,6 +366,7 @@ impl From<Published> for NativePublishResult {
         Self {
             transaction_id: published.txn_id.into(),
             timestamp_nano: published.timestamp.into(),
+            schema: published.schema.map(Into::into),
             dbis: published.dbis as f64,
             entries: published.content.entries as f64,
             deleted: published.content.deleted as f64,
@@ -379,7 +385,7 @@ impl From<Published> for NativePublishResult {
 }
 
 /// What to merge.
-#[napi(object)]
+#[napi(object, use_nullable = true)]
 pub struct MergeRequest {
     /// The compressed snapshot.
     pub spool_path: String,
@@ -397,6 +403,10 @@ pub struct MergeRequest {
     pub guard: bool,
     /// The time of the call, ns since the epoch; for what is captured.
     pub capture_nano: BigInt,
+    /// Nothing is written unless the LMDB's schema is `schema`.
+    pub check_schema: bool,
+    /// Null: it has none.
+    pub schema: Option<schema::NativeSchema>,
 }
 
 /// Head of a snapshot.
@@ -665,6 +675,7 @@ impl NativeEnvironment {
                 options.deleted_cutoff = request.deleted_cutoff_nano.get_u64().1;
                 options.create_flags = request.create_flags.into_iter().collect::<BTreeMap<_, _>>();
                 options.padding_block = request.header_extra_padding_block;
+                options.schema = request.check_schema.then(|| Expected(request.schema.map(Into::into)));
                 if request.shadow {
                     let nano = request.capture_nano.get_u64().1;
                     options.shadow = Some(capture::shadow(nano, called, request.dupsort_hack, request.guard));

@@ -16,6 +16,8 @@ pub enum Code {
     HeaderInvalid,
     /// The values of the local LMDB speak against the mode it is used in.
     WrongMode,
+    /// The schema of the local LMDB is another one than the caller decided on.
+    SchemaChanged,
     /// A DBI of the local LMDB is of a kind that cannot be synchronised.
     DbiUnsupported,
     /// A value is larger than a snapshot can carry.
@@ -26,6 +28,10 @@ pub enum Code {
     Closed,
     /// The caller's arguments make no sense.
     InvalidArgument,
+    /// The data or the machine are not as the operation needs them; nothing was changed.
+    Refused,
+    /// Other processes have the files open; nothing was changed.
+    InUse,
     /// A thread of ours panicked: a bug.
     Panic,
     /// An error code of liblmdb, e.g. `MDB_MAP_FULL` (-30792).
@@ -46,11 +52,14 @@ impl Code {
             Code::SnapshotRefused => "SNAPSHOT_REFUSED".into(),
             Code::HeaderInvalid => "HEADER_INVALID".into(),
             Code::WrongMode => "WRONG_MODE".into(),
+            Code::SchemaChanged => "SCHEMA_CHANGED".into(),
             Code::DbiUnsupported => "DBI_UNSUPPORTED".into(),
             Code::ValueTooLarge => "VALUE_TOO_LARGE".into(),
             Code::AlreadyOpen => "ALREADY_OPEN".into(),
             Code::Closed => "CLOSED".into(),
             Code::InvalidArgument => "INVALID_ARGUMENT".into(),
+            Code::Refused => "REFUSED".into(),
+            Code::InUse => "IN_USE".into(),
             Code::Panic => "PANIC".into(),
             Code::Io => "IO".into(),
             Code::Lmdb(code) => lmdb_name(code).map_or_else(|| format!("MDB_{code}"), str::to_owned),
