@@ -61,17 +61,14 @@ describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title}
     const imported = new Set(
       globSync('src/**/*.ts', { cwd: repositoryRoot }).flatMap((file) =>
         [
-          ...readFileSync(join(repositoryRoot, file), 'utf8').matchAll(
-            /^(?:import(?! type)|export|} from)\b[^;]*?'((?:@[^/']+\/)?[a-z][^/':.]*)(?:\/[^']*)?';$/gm,
-          ),
+          ...readFileSync(join(repositoryRoot, file), 'utf8')
+            .replace(/^import type [^;]*;$/gm, '')
+            .matchAll(/\b(?:from |import\()'((?:@[^/']+\/)?[a-z][^/':.]*)(?:\/[^':]*)?'/g),
         ].map((match) => match[1] ?? ''),
       ),
     );
-    for (const builtin of process.getBuiltinModule('node:module').builtinModules) imported.delete(builtin);
     expect(imported.size).toBeGreaterThan(3);
-    expect([...npm.keys()]).toEqual(
-      expect.arrayContaining([...imported].filter((name) => !name.startsWith('node'))),
-    );
+    expect([...npm.keys()]).toEqual(expect.arrayContaining([...imported]));
   });
 
   test('has of cargo what the lock file has, and every crate that left its mark in the addon', () => {
@@ -123,16 +120,16 @@ describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title}
     for (let index = 0; index < parts.length; index += 2) {
       for (const line of (parts[index] ?? '').trim().split('\n')) {
         const name = line.replace(/ \(.*$/, '');
-        texts.set(name, `${texts.get(name) ?? ''}\n${parts[index + 1] ?? ''}`);
+        texts.set(name, `${texts.get(name) ?? ''} ${(parts[index + 1] ?? '').replace(/\s+/g, ' ')}`);
       }
     }
     /** Words that are in the text of a licence and in no other's. */
     const words: Readonly<Record<string, RegExp>> = {
-      'Apache-2.0': /Apache License\s+Version 2\.0, January 2004[^]*END OF TERMS AND CONDITIONS/,
+      'Apache-2.0': /Apache License Version 2\.0, January 2004.* 9\. Accepting Warranty/,
       'BSL-1.0': /Boost Software License - Version 1\.0/,
       ISC: /Permission to use, copy, modify, and\/or distribute this software/,
-      MIT: /Permission is hereby granted, free of charge, to any person\s+obtaining a copy/,
-      'OLDAP-2.8': /The OpenLDAP Public License\s+Version 2\.8/,
+      MIT: /Permission is hereby granted, free of charge, to any person obtaining a copy/,
+      'OLDAP-2.8': /The OpenLDAP Public License Version 2\.8/,
       Unlicense: /This is free and unencumbered software released into the public domain/,
       Zlib: /This software is provided 'as-is', without any express or implied/,
       'LLVM-exception': /LLVM Exceptions to the Apache 2\.0 License/,
