@@ -72,7 +72,6 @@ export function makePackages({ root, binary, work, output, stamp }: PackagesOpti
     return;
   }
 
-  rmSync(output, { recursive: true, force: true });
   const made = join(work, 'made');
   mkdirSync(made);
   makeDeb(source, made, epoch);
@@ -92,6 +91,7 @@ export function makePackages({ root, binary, work, output, stamp }: PackagesOpti
   writeFileSync(join(made, 'SHA256SUMS'), sums.join(''));
   // All of it or nothing.
   mkdirSync(join(output, '..'), { recursive: true });
+  rmSync(output, { recursive: true, force: true });
   renameSync(made, output);
   if (stamp !== undefined) writeFileSync(stamp, digest);
   rmSync(work, { recursive: true });
