@@ -3,7 +3,8 @@
 #
 #   minio, versitygw   S3 servers
 #   mc                 MinIO's client: its users and policies
-#   pdns-4.9, pdns-4.7 PowerDNS of Debian 13 and 12: directories (build/pdns-root.sh)
+#   pdns-5, pdns-4.9, pdns-4.7
+#                      PowerDNS of Debian sid, 13 and 12: directories (build/pdns-root.sh)
 #   debian-13, debian-12
 #                      minimal installations, and packages to install there: directories (build/debian-root.sh)
 #   zsh, fish, groff, docker-compose
@@ -44,6 +45,7 @@ case $tool in
   minio) version=$minio_version module=github.com/minio/minio ;;
   mc) version=$mc_version module=github.com/minio/mc ;;
   versitygw) version=$versitygw_version module=github.com/versity/versitygw/cmd/versitygw ;;
+  pdns-5) suite=sid ;;
   pdns-4.9) suite=trixie ;;
   pdns-4.7) suite=bookworm ;;
   debian-13) suite=trixie script=debian-root.sh ;;
@@ -60,7 +62,7 @@ case $tool in
     command -v "$tool"
     exit
     ;;
-  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff, docker-compose, dh, rpmbuild, apt-ftparchive, gpg, lintian, systemd-analyze' ;;
+  *) unavailable 'no such tool; known are minio, mc, versitygw, pdns-5, pdns-4.9, pdns-4.7, debian-13, debian-12, zsh, fish, groff, docker-compose, dh, rpmbuild, apt-ftparchive, gpg, lintian, systemd-analyze' ;;
 esac
 if [ -n "$suite" ]; then
   if $only_look; then exec sh "$build/$script" --installed "$suite"; else exec sh "$build/$script" "$suite"; fi

@@ -11,5 +11,7 @@ versitygw_version=v1.8.0
 go_minimum=1.21
 
 # PowerDNS comes from Debian (build/pdns-root.sh), which settles the last digit.
+# sid has what its maintainers uploaded last; it stays as it was fetched first.
+pdns_in_sid=5
 pdns_in_trixie=4.9
 pdns_in_bookworm=4.7

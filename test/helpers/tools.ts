@@ -11,6 +11,7 @@ export type ToolName =
   | 'minio'
   | 'mc'
   | 'versitygw'
+  | 'pdns-5'
   | 'pdns-4.9'
   | 'pdns-4.7'
   | 'debian-13'

@@ -19,6 +19,7 @@ use crate::dupsort;
 use crate::error::{Code, Error, Result};
 use crate::header::{self, FLAG_DELETED, Native, SYNCED_FLAGS};
 use crate::lmdb::{Dbi, Environment, KeyOrder, MAX_KEY_BYTES, ReadCursor, WriteCursor, WriteTxn, flags};
+use crate::schema::Expected;
 use crate::snapshot::Meta;
 use crate::snapshot::decode::{DbiHeader, Event, Index, Reader};
 use crate::snapshot::wire::FORMAT_VERSION;
@@ -53,6 +54,8 @@ pub struct MergeOptions<'a> {
     pub padding_block: bool,
     /// Given when the application's DBIs have no headers.
     pub shadow: Option<Shadow>,
+    /// The schema that the LMDB must still have when it is written to.
+    pub schema: Option<Expected>,
     /// Bytes of candidates to keep before streaming in the write transaction.
     pub budget_bytes: usize,
 }
@@ -67,6 +70,7 @@ impl<'a> MergeOptions<'a> {
             create_flags: BTreeMap::new(),
             padding_block: false,
             shadow: None,
+            schema: None,
             budget_bytes: DEFAULT_BUDGET_BYTES,
         }
     }
@@ -371,6 +375,9 @@ impl<'a> Merge<'a> {
     fn begin(&mut self, may_create: bool) -> Result<WriteTxn<'a>> {
         let started = Instant::now();
         let txn = self.env.write(may_create, self.cancel)?;
+        if let Some(expected) = self.options.schema {
+            expected.check(&txn)?;
+        }
         self.out.wait_lock = started.elapsed();
         self.out.base_txn_id = txn.id() - 1;
         Ok(txn)

@@ -13,6 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::header::{self, Native};
 use crate::lmdb::{Dbi, Environment, ReadTxn, flags};
 use crate::merge::{CaptureOptions, Counts, PRIVATE_PREFIX, SHADOW_PREFIX, Shadow, capture};
+use crate::schema::{self, Schema};
 use crate::snapshot::Meta;
 use crate::snapshot::encode;
 use crate::snapshot::gzip::MemberWriter;
@@ -28,6 +29,8 @@ pub struct Published {
     pub txn_id: u64,
     /// Time of the snapshot, ns since the epoch.
     pub timestamp: u64,
+    /// The schema of what is in the snapshot.
+    pub schema: Option<Schema>,
     /// DBIs written.
     pub dbis: u64,
     /// Entries written, those flagged deleted, and their digest.
@@ -127,6 +130,7 @@ fn write(
 ) -> Result<Published> {
     meta.lmdb_txn_id = i64::try_from(out.txn_id).unwrap_or(i64::MAX);
     meta.timestamp_nano = out.timestamp;
+    out.schema = schema::of_lmdb(txn)?;
 
     let writing = Instant::now();
     let mut total = 0;
