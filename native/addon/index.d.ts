@@ -13,6 +13,8 @@ export declare class NativeEnvironment {
   capture(request: CaptureRequest, work: Work): Promise<CaptureOutcome>
   /** Looks at a few values; `native` is the mode. */
   checkMode(native: boolean): Promise<ModeOutcome>
+  /** The schema of the LMDB. */
+  schema(): Promise<SchemaOutcome>
   /** Removes old deletions. */
   sweep(request: SweepRequest, work: Work): Promise<SweepOutcome>
   /** Removes all DBIs that are private to Lightning Stream. */
@@ -207,6 +209,60 @@ export interface MergeRequest {
   guard: boolean
   /** The time of the call, ns since the epoch; for what is captured. */
   captureNano: bigint
+  /** Nothing is written unless the LMDB's schema is `schema`. */
+  checkSchema: boolean
+  /** Null: it has none. */
+  schema: NativeSchema | null
+}
+
+/** Migrates a main database and its shards to another schema, or plans that. */
+export declare function migratePdns(request: MigratePdnsRequest, work: Work): Promise<MigratePdnsOutcome>
+
+/** r" Outcome of `migratePdns`.  */
+export interface MigratePdnsOutcome {
+  /** The result; null on failure. */
+  value: NativeMigratedPdns | null
+  /** Why it failed; null on success. */
+  error: Failure | null
+}
+
+/** What `migratePdns` shall do. */
+export interface MigratePdnsRequest {
+  /** The main database. */
+  path: string
+  /** The path is the data file itself. */
+  noSubdir: boolean
+  /** Schema to migrate to: 5 or 6. */
+  to: number
+  /** False: plan only; nothing is written. */
+  write: boolean
+  /** Directory for the backup; null = none. */
+  backupDir: string | null
+  /** Entries that changed after Lightning Stream last looked. */
+  untracked: 'now' | 'old' | 'fail'
+  /** All timestamps are 0. */
+  ignoreShadow: boolean
+  /** Lightning Stream's own DBIs stay. */
+  keepShadow: boolean
+  /** What counts when old and new DBIs are side by side. */
+  use: 'old' | 'new' | null | null
+  /** All records go to shard 0. */
+  mergeShards: boolean
+  /** Also while others have the files open. */
+  force: boolean
+  /** The time, ns since the Unix epoch. */
+  nowNano: bigint
+}
+
+/** Looks at a database without changing anything. */
+export declare function migratePdnsStatus(path: string, noSubdir: boolean): Promise<MigratePdnsStatusOutcome>
+
+/** r" Outcome of `migratePdnsStatus`.  */
+export interface MigratePdnsStatusOutcome {
+  /** The result; null on failure. */
+  value: NativePdnsStatus | null
+  /** Why it failed; null on success. */
+  error: Failure | null
 }
 
 /** r" Outcome of `migrateTimestamps`.  */
@@ -465,12 +521,108 @@ export interface NativeMigrated {
   transactionId: bigint | null
 }
 
+/** What one DBI became. */
+export interface NativeMigratedDbi {
+  /** Source. */
+  from: string
+  /** Target. */
+  to: string
+  /** Entries in the target, markers of deletions included. */
+  entries: number
+  /** Entries with a timestamp from the shadow DBI. */
+  carried: number
+  /** Entries that changed after Lightning Stream last looked. */
+  untracked: number
+  /** Markers of deletions, tracked or not. */
+  deleted: number
+}
+
+/** What one file became; the sums are those of its DBIs. */
+export interface NativeMigratedFile {
+  /** Its path. */
+  path: string
+  /** Schema before; null when the file is absent. */
+  schema: number | null
+  /** What it was, in one word or two. */
+  state: string
+  /** Entries with a timestamp from the shadow DBI. */
+  carried: number
+  /** Entries that changed after Lightning Stream last looked. */
+  untracked: number
+  /** Markers of deletions, tracked or not. */
+  deleted: number
+  /** DBIs that are, or were, changed. */
+  dbis: Array<NativeMigratedDbi>
+}
+
+/** What `migratePdns` did, or would do. */
+export interface NativeMigratedPdns {
+  /** The main database. */
+  path: string
+  /** Schema before. */
+  schema: number | null
+  /** Schema after. */
+  to: number
+  /** False: there is nothing to do. */
+  changed: boolean
+  /** Entries with a timestamp from a shadow DBI, in all. */
+  carried: number
+  /** Entries that changed after Lightning Stream last looked, in all. */
+  untracked: number
+  /** Markers of deletions, in all. */
+  deleted: number
+  /** Directory of the backup; null when none was made. */
+  backup: string | null
+  /** Map size that the largest file needs. */
+  mapBytes: number
+  /** Most that the backup takes. */
+  backupBytes: number
+  /** Free on the disk of the main database. */
+  diskFreeBytes: number
+  /** One line each. */
+  warnings: Array<string>
+  /** The main database first, then its shards. */
+  shards: Array<NativeMigratedFile>
+}
+
 /** A DBI that speaks against the mode. */
 export interface NativeModeDoubt {
   /** Its name. */
   dbi: string
   /** `headers`, `shadow` or `plain`. */
   finding: string
+}
+
+/** One file of a database. */
+export interface NativePdnsFile {
+  /** Its path. */
+  path: string
+  /** It exists. */
+  present: boolean
+  /** Its schema, for a shard that of its DBIs (4 or 5); null when it has none. */
+  schema: number | null
+  /** It has shadow DBIs. */
+  shadow: boolean
+  /** Ids of the processes that have it open; 0 for those of another pid namespace. */
+  users: Array<number>
+}
+
+/** What a database is. */
+export interface NativePdnsStatus {
+  /** Its path. */
+  path: string
+  /** It is a main database: it has a DBI `pdns`. */
+  isMain: boolean
+  /** Its schema. */
+  schema: number | null
+  /** Shards that it is configured with. */
+  shards: number | null
+  /** The main database first, then its shards. */
+  files: Array<NativePdnsFile>
+  /** What can be done with it. */
+  state: 'not PowerDNS' | 'can be migrated' | 'interrupted' | 'rescue' | 'native' | 'mixed' | 'unsupported'
+  /** The same in a sentence. */
+  text: string
 }
 
 /** Records of the application's DBIs that are other than in their shadows. */
@@ -497,6 +649,8 @@ export interface NativePublishResult {
   transactionId: bigint
   /** ns since the epoch. */
   timestampNano: bigint
+  /** Schema of what it shows. */
+  schema: NativeSchema | null
   /** DBIs. */
   dbis: number
   /** Entries. */
@@ -515,6 +669,14 @@ export interface NativePublishResult {
   compressedBytes: number
   /** Where the time went. */
   durations: NativePublishDurations
+}
+
+/** A schema. */
+export interface NativeSchema {
+  /** Its number. */
+  version: number
+  /** False: only names of DBIs tell; 4 is 4 or older, 5 is 5 or newer. */
+  exact: boolean
 }
 
 /** Head of a snapshot. */
@@ -652,6 +814,14 @@ export interface PublishRequest {
   guard: boolean
 }
 
+/** Outcome of both calls; both null: nothing tells one. */
+export interface SchemaOutcome {
+  /** The schema. */
+  value: NativeSchema | null
+  /** Why it is not known; null on success. */
+  error: Failure | null
+}
+
 /** What to dump of a snapshot. */
 export interface SnapshotDumpRequest {
   /** The file. */
@@ -665,6 +835,9 @@ export interface SnapshotDumpRequest {
   /** The time now, ns since the epoch. */
   nowNano: bigint
 }
+
+/** The schema of a snapshot; `exact`: as a number, where there is one. */
+export declare function snapshotSchema(path: string, exact: boolean, work: Work): Promise<SchemaOutcome>
 
 /** r" Outcome of `stats`.  */
 export interface StatsOutcome {

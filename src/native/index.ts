@@ -17,13 +17,16 @@ import type {
   FixDuplicateDomainsResult,
   MergeOptions,
   MergeResult,
+  MigratePdnsResult,
   MigrateTimestampsOptions,
   MigrateTimestampsResult,
   ModeDoubt,
   Native,
+  PdnsStatus,
   Progress,
   PublishOptions,
   PublishResult,
+  SchemaVersion,
   SweepOptions,
   SweepResult,
   SyncMode,
@@ -65,6 +68,13 @@ export function loadNative(): Native {
     tryLock: (lockPath) => synchronous(() => addon.tryLock(lockPath)) ?? undefined,
     lmdbUsers: (environmentPath, { noSubdir }) =>
       synchronous(() => addon.lmdbUsers(environmentPath, noSubdir)),
+    migratePdns: async ({ signal, onProgress, ...request }) => {
+      const work = new addon.Work();
+      const options = { ...(signal && { signal }), ...(onProgress && { onProgress }) };
+      return await abortable<MigratePdnsResult>(work, options, () => addon.migratePdns(request, work));
+    },
+    migratePdnsStatus: async ({ path, noSubdir }) =>
+      unwrap<PdnsStatus>(await addon.migratePdnsStatus(path, noSubdir)),
     notifyServiceManager: async (socket, state) => {
       unwrap(await addon.notifyServiceManager(socket, state));
     },
@@ -74,6 +84,12 @@ export function loadNative(): Native {
         addon.inspectSnapshot(snapshotPath, work),
       );
       return { ...meta, ...sizes };
+    },
+    snapshotSchema: async (snapshotPath, { exact, signal }) => {
+      const work = new addon.Work();
+      return await abortable<SchemaVersion | null>(work, { ...(signal && { signal }) }, () =>
+        addon.snapshotSchema(snapshotPath, exact, work),
+      );
     },
     dumpSnapshot: async (snapshotPath, options) => {
       const { name, dbi, nowNano } = options;
@@ -119,6 +135,10 @@ class NativeEnvironment implements Environment {
     );
   }
 
+  async schema(): Promise<SchemaVersion | null> {
+    return unwrap<SchemaVersion | null>(await this.#handle.schema());
+  }
+
   async publish({
     spoolPath,
     meta,
@@ -148,6 +168,8 @@ class NativeEnvironment implements Environment {
       dupsortHack,
       captureNano,
       guard: options.guard ?? false,
+      checkSchema: options.schema !== undefined,
+      schema: options.schema ?? null,
     };
     return this.#work(options, (work) => this.#handle.merge(request, work));
   }

@@ -117,6 +117,13 @@ export interface ModeDoubt {
   readonly finding: 'headers' | 'shadow' | 'plain';
 }
 
+/** A schema of PowerDNS' data. */
+export interface SchemaVersion {
+  readonly version: number;
+  /** False: only names of DBIs tell; 4 is 4 or older, 5 is 5 or newer. */
+  readonly exact: boolean;
+}
+
 export interface PublishOptions extends Abortable {
   /** File that receives the compressed snapshot; created or truncated, not fsynced. */
   readonly spoolPath: string;
@@ -146,6 +153,8 @@ export interface PublishResult {
   readonly transactionId: bigint;
   /** The snapshot's time, ns since the epoch. */
   readonly timestampNano: bigint;
+  /** Schema of what is in the snapshot; null when nothing tells one. */
+  readonly schema: SchemaVersion | null;
   readonly dbis: number;
   readonly entries: number;
   readonly deleted: number;
@@ -174,6 +183,8 @@ export interface MergeOptions extends Abortable {
   readonly guard?: boolean;
   /** The time now, for local changes that are captured before the merge (see {@link CaptureOptions}); 0n in native mode. */
   readonly captureNano: bigint;
+  /** `SCHEMA_CHANGED` instead of writing when the LMDB's schema is another by then; null: it had none. Left out: whatever it is. */
+  readonly schema?: SchemaVersion | null;
   /** Deletions older than this (ns) are not added; 0 = all are. */
   readonly deletedCutoffNano: bigint;
   /** Flags to create a missing DBI with, by name, instead of the snapshot's. */
@@ -409,6 +420,102 @@ export interface CompareResult {
   readonly content: Content;
 }
 
+/** What `migratePdns` is asked for; see docs/migration.md. */
+export interface MigratePdnsOptions extends Abortable {
+  /** The main LMDB of a PowerDNS; its shards are beside it. */
+  readonly path: string;
+  readonly noSubdir: boolean;
+  /** Schema version, 5 or 6. */
+  readonly to: number;
+  /** False: nothing is written, only counted. */
+  readonly write: boolean;
+  /** Directory that is made for copies of the files as they were; null = none. */
+  readonly backupDir: string | null;
+  /** Timestamp of what was changed after the shadows were brought up to date: that of the run, 1 ns after the shadow's, or an error. */
+  readonly untracked: 'now' | 'old' | 'fail';
+  /** All timestamps become 0. */
+  readonly ignoreShadow: boolean;
+  /** `_sync*` stay. */
+  readonly keepShadow: boolean;
+  /** Which DBIs count where old and new ones are side by side; null = an error. */
+  readonly use: 'old' | 'new' | null;
+  /** All records into the first shard. */
+  readonly mergeShards: boolean;
+  /** Although another process has the files open. */
+  readonly force: boolean;
+  /** The time of the run, ns since the epoch. */
+  readonly nowNano: bigint;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+/** Counts of entries. */
+export interface MigratedCounts {
+  /** With a timestamp from a shadow, deletions included. */
+  readonly carried: number;
+  /** Changed after the shadow was brought up to date. */
+  readonly untracked: number;
+  /** Deletion markers. */
+  readonly deleted: number;
+}
+
+export interface MigratedDbi extends MigratedCounts {
+  readonly from: string;
+  readonly to: string;
+  /** That are read. */
+  readonly entries: number;
+}
+
+/** One file of a PowerDNS. */
+export interface MigratedShard extends MigratedCounts {
+  readonly path: string;
+  /** Null where there is none to read. */
+  readonly schema: number | null;
+  /** In words. */
+  readonly state: string;
+  readonly dbis: readonly MigratedDbi[];
+}
+
+export interface MigratePdnsResult extends MigratedCounts {
+  readonly path: string;
+  readonly schema: number | null;
+  readonly to: number;
+  /** False: there was, or would be, nothing to do. */
+  readonly changed: boolean;
+  /** Directory of the copies; null when none were made. */
+  readonly backup: string | null;
+  /** Map size that the largest of the files needs. */
+  readonly mapBytes: number;
+  readonly backupBytes: number;
+  readonly diskFreeBytes: number;
+  readonly warnings: readonly string[];
+  /** The main first. */
+  readonly shards: readonly MigratedShard[];
+}
+
+/** What an LMDB is to `migratePdns`. */
+export interface PdnsStatus {
+  readonly path: string;
+  /** It has a DBI `pdns`. */
+  readonly isMain: boolean;
+  readonly schema: number | null;
+  /** As the main says. */
+  readonly shards: number | null;
+  /** The main and its shards. */
+  readonly files: readonly {
+    readonly path: string;
+    readonly present: boolean;
+    readonly schema: number | null;
+    /** It has `_sync_shadow_*`. */
+    readonly shadow: boolean;
+    /** Ids of the processes that have it open; 0 for one of another pid namespace. */
+    readonly users: readonly number[];
+  }[];
+  readonly state:
+    'not PowerDNS' | 'can be migrated' | 'interrupted' | 'rescue' | 'native' | 'mixed' | 'unsupported';
+  /** One line for people. */
+  readonly text: string;
+}
+
 /** One open LMDB environment; at most one per file and process. */
 export interface Environment {
   readonly path: string;
@@ -420,6 +527,8 @@ export interface Environment {
   checkReaders(): number;
   /** Looks at a few values of each DBI; null when nothing speaks against the mode. */
   checkMode(mode: SyncMode): Promise<ModeDoubt | null>;
+  /** The schema of the LMDB, if it is PowerDNS'; null when nothing tells one. */
+  schema(): Promise<SchemaVersion | null>;
   /** Null when there is nothing newer than `newerThan`. */
   publish(options: PublishOptions): Promise<PublishResult | null>;
   merge(options: MergeOptions): Promise<MergeResult>;
@@ -466,6 +575,13 @@ export interface Native {
    */
   lmdbUsers(path: string, options: { readonly noSubdir: boolean }): readonly number[];
   /**
+   * Brings the LMDBs of a PowerDNS to another schema version, with the timestamps of their shadows. Codes `REFUSED`: nothing was changed; `IN_USE`: the same, because
+   * another process has them open. After any other error what was begun is rolled back.
+   */
+  migratePdns(options: MigratePdnsOptions): Promise<MigratePdnsResult>;
+  /** Looks at an LMDB and its shards, beside programs that use them. */
+  migratePdnsStatus(lmdb: { readonly path: string; readonly noSubdir: boolean }): Promise<PdnsStatus>;
+  /**
    * One datagram to the socket that NOTIFY_SOCKET names, see sd_notify(3): a path, or `@` and an abstract name. Throws an error with
    * the `code` of the system.
    */
@@ -476,6 +592,14 @@ export interface Native {
     options?: { signal?: AbortSignal; onProgress?: (progress: Progress) => void },
   ): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
   /**
+   * The schema of a snapshot; null when nothing in it tells one. Reads no further than to the first DBI whose name tells; with `exact`
+   * to the number, where there is one.
+   */
+  snapshotSchema(
+    path: string,
+    options: { readonly exact: boolean; readonly signal?: AbortSignal },
+  ): Promise<SchemaVersion | null>;
+  /**
    * Writes a snapshot's records to the process's standard output, with flat memory; nothing of a corrupt one. Codes `INVALID_ARGUMENT`: it
    * has no such DBI; `EPIPE`: nobody reads the output any more.
    */
@@ -485,7 +609,7 @@ export interface Native {
 /**
  * Codes of native errors. `SNAPSHOT_CORRUPT`: framing or checksum, found by reading alone. `SNAPSHOT_REFUSED`: readable, but
  * cannot be merged (version, transform, flags, key size …). `HEADER_INVALID`: a local value has no valid header;
- * `DBI_UNSUPPORTED`, `VALUE_TOO_LARGE`: it cannot travel.
+ * `DBI_UNSUPPORTED`, `VALUE_TOO_LARGE`: it cannot travel. `SCHEMA_CHANGED`: see {@link MergeOptions}.
  * `ABORTED`, `IO`, `ALREADY_OPEN`, `CLOSED`, `PANIC`, `INVALID_ARGUMENT` and LMDB's own names (`MDB_MAP_FULL`, `MDB_VERSION_MISMATCH`,
  * `MDB_INVALID`, `MDB_CORRUPTED`, `MDB_READERS_FULL`, `MDB_DBS_FULL`, …); system errors by name (`ENOSPC`, `EACCES`, `ENOENT`, …).
  */
