@@ -40,7 +40,7 @@ function names({ short, long }: Flag): readonly string[] {
 /** What a value may be: words, file names, or anything. */
 function kind({ choices, term }: { choices: readonly string[]; term: string }): 'words' | 'file' | 'any' {
   if (choices.length > 0) return 'words';
-  return /file/.test(term) ? 'file' : 'any';
+  return /file|directory/.test(term) ? 'file' : 'any';
 }
 
 function valueKind(flag: Flag): ReturnType<typeof kind> {

@@ -14,17 +14,20 @@ export interface LmdbUser {
 
 /** Who has the LMDB open; to be asked before it is opened here. @throws NativeError when the lock file cannot be read */
 export function lmdbUsers(native: Native, lmdb: LmdbConfig): readonly LmdbUser[] {
-  return native.lmdbUsers(lmdb.path, lmdb.options).map((pid) => {
-    const words = read(pid, 'cmdline').split('\0').filter(Boolean);
-    const runsUs = words.some((word) =>
-      /(^|\/)(lightningstream[^/]*|dist\/main\.js|src\/main\.ts)$/.test(word),
-    );
-    return {
-      pid,
-      program: read(pid, 'comm').trim() || undefined,
-      isDaemon: runsUs && words.some((word) => word === 'sync' || word === 'receive'),
-    };
-  });
+  return native.lmdbUsers(lmdb.path, lmdb.options).map(lmdbUser);
+}
+
+/** What is known of a process. */
+export function lmdbUser(pid: number): LmdbUser {
+  const words = read(pid, 'cmdline').split('\0').filter(Boolean);
+  const runsUs = words.some((word) =>
+    /(^|\/)(lightningstream[^/]*|dist\/main\.js|src\/main\.ts)$/.test(word),
+  );
+  return {
+    pid,
+    program: read(pid, 'comm').trim() || undefined,
+    isDaemon: runsUs && words.some((word) => word === 'sync' || word === 'receive'),
+  };
 }
 
 export function formatUser({ pid, program }: LmdbUser): string {

@@ -5,6 +5,7 @@ import type { LogFormat, LogLevel, LogTimestamp } from '../config/types.ts';
 import type { Shell } from './completion.ts';
 import type { FixDuplicateDomainsFlags, MigrateTimestampsFlags } from './experimental.ts';
 import type { Io } from './io.ts';
+import type { MigrateFlags } from './migrate.ts';
 import type { Session } from './session.ts';
 import type { VerifyCommandOptions } from './verify.ts';
 
@@ -215,6 +216,76 @@ export function createProgram(runner: Runner): Command {
     .action((options: { json?: true }) =>
       runner.configured(async (session) => (await import('./drop-shadow.ts')).dropShadow(session, options)),
     );
+
+  const migrate = program
+    .command('migrate')
+    .description('upgrade the LMDBs of PowerDNS to a newer schema, with the times of all changes');
+  migrate
+    .command('status')
+    .summary('show schema, shards and users of each PowerDNS database')
+    .description(
+      'Shows for each PowerDNS database its files, also those that the configuration does not name, their schema, whether they ' +
+        'have shadows, who has them open, and what a migration would find. Writes nothing, and may run beside other programs.',
+    )
+    .option('--json', 'as JSON')
+    .action((options: { json?: true }) =>
+      runner.configured(async (session) => (await import('./migrate.ts')).status(session, options)),
+    );
+  for (const [name, write] of [
+    ['plan', false],
+    ['run', true],
+  ] as const) {
+    migrate
+      .command(name)
+      .summary(
+        write
+          ? 'migrate, after a backup'
+          : 'show what "migrate run" would do with the same flags; write nothing',
+      )
+      .description(
+        write
+          ? 'Brings the LMDBs of PowerDNS to the schema of a newer version, as PowerDNS itself would, but with the times and the ' +
+              'deletions that shadow mode has kept: so servers can be upgraded one after the other without losing a change.\n\n' +
+              'Stop PowerDNS and the daemon before, and start the new PowerDNS after it. All is done, or nothing; after a crash, run it ' +
+              'again. The storage is not asked.'
+          : 'Reads everything that "migrate run" would read, and shows the entries of each table, how many of them have a time, how much ' +
+              'room is needed, and what would be refused. Writes nothing.',
+      )
+      .addOption(
+        new Option('--to <version>', 'the schema: 5 for PowerDNS 4.8 and 4.9, 6 for 5.0 and later')
+          .choices(['5', '6'])
+          .makeOptionMandatory(),
+      )
+      .option(
+        '--backup <directory>',
+        'copy the files to this directory first (default: lightningstream-backup-TIME beside them)',
+      )
+      .option('--no-backup', 'without a copy')
+      .addOption(
+        new Option(
+          '--untracked <how>',
+          'what was changed while no daemon looked: is changed now, just after what is known of it, or an error',
+        )
+          .choices(['now', 'old', 'fail'])
+          .default('now'),
+      )
+      .option('--ignore-shadow', 'leave all times at 0, as PowerDNS does')
+      .option('--keep-shadow', 'do not remove what shadow mode keeps in the LMDBs')
+      .addOption(
+        new Option(
+          '--use <which>',
+          'where there are old and new tables side by side, take these and remove the others',
+        ).choices(['old', 'new']),
+      )
+      .option('--merge-shards', 'put all records into one shard, as lmdb-lightning-stream=yes wants it')
+      .option('--force', 'although another process has the files open')
+      .option('--json', 'as JSON')
+      .action((options: MigrateFlags) =>
+        runner.configured(async (session) =>
+          (await import('./migrate.ts')).migrate(session, options, { write }),
+        ),
+      );
+  }
 
   const experimental = program
     .command('experimental')

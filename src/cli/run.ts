@@ -6,7 +6,7 @@ import { type Io, isClosedPipe, print } from './io.ts';
 import { createProgram, type GlobalOptions, type Runner } from './program.ts';
 
 /** Exit codes; a promise to scripts. */
-export const EXIT = { done: 0, error: 1, usage: 2, timeout: 75 } as const;
+export const EXIT = { done: 0, error: 1, usage: 2, refused: 3, timeout: 75 } as const;
 
 /** How long a command may take to end after its time is up. */
 const TIMEOUT_GRACE_MS = 10_000;

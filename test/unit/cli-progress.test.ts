@@ -42,6 +42,26 @@ test('nothing is shown in a pipe, nor amid what is printed', async () => {
   expect(await shown({ stderr: true, stdout: true }, true)).toBe('');
 });
 
+test('where it is asked for, a line each second instead', async () => {
+  const chunks: Buffer[] = [];
+  const io = { stdout: sink([]), stderr: sink(chunks) };
+  await withProgress(
+    io,
+    'migrate x',
+    ({ onProgress }) => {
+      for (let quarter = 1; quarter <= 10; quarter += 1) {
+        vi.advanceTimersByTime(250);
+        onProgress?.({ ...half, entries: quarter });
+      }
+      return Promise.resolve();
+    },
+    { lines: true },
+  );
+  expect(Buffer.concat(chunks).toString()).toBe(
+    'lightningstream: migrate x: 4 records, 50 %\nlightningstream: migrate x: 8 records, 50 %\n',
+  );
+});
+
 test('work that fails leaves no line, either', async () => {
   const chunks: Buffer[] = [];
   const io = { stdout: sink([]), stderr: { ...sink(chunks), isTTY: true } };
