@@ -20,8 +20,10 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { brotliCompressSync } from 'node:zlib';
 import sea from '@yao-pkg/pkg/lib-es5/sea.js';
 import { build } from 'esbuild';
+import { ADDON_ASSETS } from '../src/native/addon.ts';
 import { ARCHITECTURES, type Architecture, crossAddon, crossNode, emulatorOf, stripOf } from './cross.ts';
 
 const root = join(import.meta.dirname, '..');
@@ -119,6 +121,11 @@ async function make(): Promise<void> {
   strip(node, stripped);
   writeFileSync(join(work, 'lightningstream.cjs'), bundle);
   const made = join(work, 'lightningstream');
+  const content = readFileSync(addon);
+  const asset = (name: string, data: Uint8Array | string): string => {
+    writeFileSync(join(work, name), data);
+    return join(work, name);
+  };
   const seaConfig = {
     // As seen from pkg's own directory below TMPDIR: it ends up in the binary, which must not depend on where the checkout lies.
     main: '../lightningstream.cjs',
@@ -127,7 +134,10 @@ async function make(): Promise<void> {
     useCodeCache: true,
     execArgv: [nodeFlags],
     execArgvExtension: 'none',
-    assets: { 'lightningstream.node': addon },
+    assets: {
+      [ADDON_ASSETS.content]: asset('addon.br', brotliCompressSync(content)),
+      [ADDON_ASSETS.digest]: asset('addon.sha256', createHash('sha256').update(content).digest('hex')),
+    },
   };
   process.env['TMPDIR'] = work;
   delete process.env['NODE_OPTIONS'];

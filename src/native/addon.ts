@@ -10,23 +10,27 @@ import {
 } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { getRawAsset, isSea } from 'node:sea';
+import { createHash } from 'node:crypto';
+import { getAsset, getRawAsset, isSea } from 'node:sea';
 import { fileURLToPath } from 'node:url';
+import { brotliDecompressSync } from 'node:zlib';
 
 import type * as Addon from '../../native/addon/index.d.ts';
 import { LightningStreamError } from '../errors.ts';
 
-/** Its name beside the single binary, and inside. */
+/** Its name beside the single binary. */
 const ADDON = 'lightningstream.node';
+/** Inside the single binary: the addon, compressed by brotli, and its SHA-256 as hexadecimal text. */
+export const ADDON_ASSETS = { content: `${ADDON}.br`, digest: `${ADDON}.sha256` } as const;
 /** From open(2), which Node.js does not name: `__O_TMPFILE`, the same number on x86-64 and arm64. */
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
-const COMPARED_AT_ONCE = 65_536;
+const READ_AT_ONCE = 65_536;
 
 let loaded: typeof Addon | undefined;
 
 /** The addon; the only place that knows where it lies. @throws LightningStreamError `ADDON` */
 export function loadAddon(): typeof Addon {
-  loaded ??= isSea() ? loadFromBinary(Buffer.from(getRawAsset(ADDON))) : loadFromCheckout();
+  loaded ??= isSea() ? loadFromBinary() : loadFromCheckout();
   return loaded;
 }
 
@@ -46,9 +50,9 @@ function loadFromCheckout(): typeof Addon {
  * write. Else the addon inside is written to a file without a name, in the first directory that allows code: there is nothing to be
  * planted before, exchanged meanwhile, shared with another instance or left behind.
  */
-function loadFromBinary(embedded: Buffer): typeof Addon {
+function loadFromBinary(): typeof Addon {
   const directory = dirname(process.execPath);
-  const beside = openBeside(directory, embedded);
+  const beside = openBeside(directory, getAsset(ADDON_ASSETS.digest, 'utf8'));
   if (beside !== undefined) {
     try {
       return loadDescriptor(beside);
@@ -56,6 +60,7 @@ function loadFromBinary(embedded: Buffer): typeof Addon {
       // Such as a directory that must not run code.
     }
   }
+  const embedded = brotliDecompressSync(getRawAsset(ADDON_ASSETS.content));
   const refusals: string[] = [];
   for (const place of writablePlaces(directory)) {
     try {
@@ -77,7 +82,7 @@ function loadFromBinary(embedded: Buffer): typeof Addon {
  * it must belong to root or to the binary's owner and be writable by no one else. Where the directory lets others put files (/tmp),
  * theirs have another owner.
  */
-function openBeside(directory: string, embedded: Buffer): number | undefined {
+function openBeside(directory: string, digest: string): number | undefined {
   let descriptor: number;
   try {
     // A pipe of that name must not keep us waiting.
@@ -86,7 +91,7 @@ function openBeside(directory: string, embedded: Buffer): number | undefined {
     return undefined;
   }
   try {
-    if (isTrusted(fstatSync(descriptor), statSync(process.execPath)) && holds(descriptor, embedded))
+    if (isTrusted(fstatSync(descriptor), statSync(process.execPath)) && digestOf(descriptor) === digest)
       return descriptor;
   } catch {
     // As if it were not there.
@@ -103,15 +108,14 @@ function isTrusted(file: Stats, binary: Stats): boolean {
   );
 }
 
-function holds(descriptor: number, expected: Buffer): boolean {
-  if (fstatSync(descriptor).size !== expected.length) return false;
-  const chunk = Buffer.allocUnsafe(COMPARED_AT_ONCE);
-  for (let at = 0; at < expected.length;) {
-    const length = readSync(descriptor, chunk, 0, chunk.length, at);
-    if (length === 0 || chunk.compare(expected, at, at + length, 0, length) !== 0) return false;
-    at += length;
+function digestOf(descriptor: number): string {
+  const hash = createHash('sha256');
+  const chunk = Buffer.allocUnsafe(READ_AT_ONCE);
+  for (;;) {
+    const length = readSync(descriptor, chunk, 0, chunk.length, null);
+    if (length === 0) return hash.digest('hex');
+    hash.update(chunk.subarray(0, length));
   }
-  return true;
 }
 
 /** Where files may be made, the usual first. Not /run: systemd mounts it noexec. */
