@@ -86,7 +86,7 @@ export function layOut(system: PackageSystem, destination: string, from: Ingredi
   for (const example of readdirSync(source('examples')))
     copy(source(`examples/${example}`), `${DOC}/examples/${example}`);
   copy(source('debian/copyright'), `${DOC}/copyright`);
-  write(`${DOC}/licences.txt`, from.licences);
+  write(`${DOC}/licences.txt.gz`, gzipSync(from.licences, { level: 9 }));
   write(`${DOC}/lightningstream-ts-${from.version}.cdx.json`, from.sbom);
 
   for (const path of readdirSync(destination, { recursive: true, encoding: 'utf8' }))

@@ -26,7 +26,7 @@ export function layout(system: 'deb' | 'rpm', version: string): readonly string[
       'README.md',
       ...changelogs,
       'copyright',
-      'licences.txt',
+      'licences.txt.gz',
       `lightningstream-ts-${version}.cdx.json`,
     ].map((name) => `${DOC}/${name}`),
     ...named('docs', '.md').map((name) => `${DOC}/docs/${name}`),

@@ -108,7 +108,7 @@ describe.skipIf(missing !== undefined)(missing === undefined ? title : `${title}
       'sh',
       [
         '-ec',
-        'dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr/share/doc/lightningstream-ts/licences.txt',
+        'dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr/share/doc/lightningstream-ts/licences.txt.gz | gunzip',
         'sh',
         debPath ?? '',
       ],
