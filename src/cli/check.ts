@@ -48,7 +48,7 @@ export async function check(session: Session, options: CheckOptions): Promise<nu
     await show(session.io, options, (text) => session.logger.mask(text), ...finding);
   };
   for (const warning of warnings) await tell('config', 'warning', warning);
-  const refused = complaints(() => refuseMissingFeatures(config, configFile, [...config.lmdbs.keys()]));
+  const refused = complaints(() => refuseMissingFeatures(config, configFile));
   for (const text of refused) await tell('config', 'error', text);
   if (refused.length === 0) await tell('config', 'ok', `${configFile} is well-formed`);
   await checkStorage(session, tell);

@@ -17,10 +17,9 @@ export async function daemon(
 ): Promise<number> {
   const { logger, signal } = session;
   const config = options.onlyOnce === true ? { ...session.config, onlyOnce: true } : session.config;
-  const all = [...config.lmdbs.keys()];
   const { onlyDb: onlyDbs = [] } = options;
   for (const name of onlyDbs) namedLmdb(session, `--only-db ${name}`, name);
-  refuseMissingFeatures(config, session.configFile, onlyDbs.length === 0 ? all : onlyDbs);
+  refuseMissingFeatures(config, session.configFile);
 
   const [{ runDaemon }, { loadNative }, { createMetrics }, { createHealth }] = await Promise.all([
     import('../sync/daemon.ts'),

@@ -5,7 +5,7 @@ import type { Config } from '../config/types.ts';
 interface Missing {
   readonly what: string;
   /** Keys that ask for it. */
-  readonly keys: (config: Config, dbs: readonly string[]) => readonly string[];
+  readonly keys: (config: Config) => readonly string[];
   /** What to do about such a key. */
   readonly instead: string;
 }
@@ -17,20 +17,12 @@ const missing: readonly Missing[] = [
     keys: ({ storage }) => (storage.type === 'azure' ? ['storage.type'] : []),
     instead: 'use fs or s3',
   },
-  {
-    what: 'the schema guard',
-    keys: ({ lmdbs }, dbs) =>
-      dbs.flatMap((db) =>
-        typeof lmdbs.get(db)?.schemaGuard === 'number' ? [`lmdbs.${db}.schema_guard`] : [],
-      ),
-    instead: 'remove it',
-  },
 ];
 
 /** @throws {@link ConfigError} with a line for each key that asks for what is not there. */
-export function refuseMissingFeatures(config: Config, configFile: string, dbs: readonly string[]): void {
+export function refuseMissingFeatures(config: Config, configFile: string): void {
   const complaints = missing.flatMap(({ what, keys, instead }) =>
-    keys(config, dbs).map(
+    keys(config).map(
       (key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`,
     ),
   );

@@ -114,7 +114,7 @@ const lmdb = object(
         parse: (text) =>
           text === 'auto' || text === 'off' ? text : /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined,
       }),
-      'Our own key. `off`: use the LMDB although its values speak against `schema_tracks_changes`. The number of a schema version is _not built yet_.',
+      'Our own key. `auto`: snapshots of PowerDNS servers with another schema are [held back](powerdns.md#servers-of-different-schemas). A number: likewise, and the LMDB must have this schema, or nothing is uploaded; for one that is still empty. `off`: all are merged, and the LMDB is used although its values speak against `schema_tracks_changes`.',
     ),
     headerExtraPaddingBlock: key(
       'header_extra_padding_block',

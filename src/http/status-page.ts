@@ -220,16 +220,18 @@ function details(html: HtmlTag, database: DatabaseStatus, nowMs: number): Html {
 }
 
 function instanceRow(html: HtmlTag, instance: InstanceStatus, nowMs: number): Html {
-  const { own, newestSeen, lastMerged } = instance;
+  const { own, heldBack, newestSeen, lastMerged } = instance;
   const seenMs = newestSeen?.timestampMs ?? -Infinity;
   const behind = !own && seenMs > (lastMerged?.timestampMs ?? -Infinity);
   return html`<tr>
     <th scope="row"><bdi>${instance.instance}</bdi></th>
     <td>
       ${
-        own
-          ? 'this instance'
-          : behind
+        heldBack !== undefined
+          ? html`<span class="warn">held back: ${heldBack}</span>`
+          : own
+            ? 'this instance'
+            : behind
             ? html`<span class="warn">to be merged</span>`
             : html`<span class="good">merged</span>`
       }

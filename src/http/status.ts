@@ -38,6 +38,8 @@ export interface InstanceStatus {
   readonly instance: string;
   /** It is this one. */
   readonly own: boolean;
+  /** Why its snapshots are not merged; undefined when they are. */
+  readonly heldBack?: string | undefined;
   readonly newestSeen: SeenSnapshot | undefined;
   /** The newest one that is in the LMDB; undefined when none is yet. */
   readonly lastMerged: SeenSnapshot | undefined;

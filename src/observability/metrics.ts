@@ -16,7 +16,7 @@ type RemoteLabels = 'lmdb' | 'syncer_instance';
 
 /**
  * All metrics of one program. Names, types, labels and buckets are those of PowerDNS Lightning Stream 1.0, so that its
- * dashboards and alerts keep working. A metric with labels is on the page from its first event on.
+ * dashboards and alerts keep working; `schemaHeldBack` is our own. A metric with labels is on the page from its first event on.
  */
 export interface Metrics {
   /** One per snapshot that was generated, stored or not. */
@@ -50,6 +50,9 @@ export interface Metrics {
   readonly snapshotsInStorageCount: Gauge<'lmdb'>;
   /** Bytes of those. */
   readonly snapshotsInStorageBytes: Gauge<'lmdb'>;
+
+  /** 1 while snapshots of the instance are held back because of their schema. */
+  readonly schemaHeldBack: Gauge<RemoteLabels>;
 
   /** Every list call of a cleaner, failed ones included. */
   readonly cleanerListCalls: Counter;
@@ -211,6 +214,12 @@ export function createMetrics(options: MetricsOptions): Metrics {
       'receiver_snapshots_in_storage_bytes',
       'Bytes of the snapshots in the last listing',
       perDatabase,
+    ),
+
+    schemaHeldBack: gauge(
+      'schema_held_back',
+      '1 while snapshots of the instance are held back because of their schema',
+      perRemote,
     ),
 
     cleanerListCalls: counter('cleaner_list_calls_total', 'Attempts to list the storage for cleaning'),

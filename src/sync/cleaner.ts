@@ -18,6 +18,8 @@ type Reason = 'newer snapshot' | 'stale instance';
 export interface CleanerOptions extends SyncContext {
   /** Of each instance the newest snapshot that is merged. */
   readonly merged: () => ReadonlyMap<string, SnapshotName>;
+  /** Nothing is removed while this says no. */
+  readonly mayClean?: () => boolean;
   /** 0 ≤ number < 1; for the jitter. */
   readonly random?: () => number;
 }
@@ -63,11 +65,11 @@ export class Cleaner {
 
   /** Cleans now and then every interval until the signal ends it. */
   async run(signal: AbortSignal): Promise<void> {
-    const { config, random = Math.random } = this.#o;
+    const { config, mayClean = () => true, random = Math.random } = this.#o;
     const intervalMs = Math.max(config.storage.cleanup.intervalMs, minIntervalMs);
     try {
       for (;;) {
-        await this.clean(signal);
+        if (mayClean()) await this.clean(signal);
         await sleep(intervalMs * (1 - jitter + 2 * jitter * random()), signal);
       }
     } finally {

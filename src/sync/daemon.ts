@@ -1,4 +1,5 @@
 import { hostname } from 'node:os';
+import { resolve } from 'node:path';
 import { errorMessage, isAbort } from '../errors.ts';
 import type { Config } from '../config/types.ts';
 import type { HttpServer } from '../http/server.ts';
@@ -15,6 +16,9 @@ import { Repeats } from './repeats.ts';
 import { reportTo, type ServiceManager, type ServiceReport, statusLine } from './service-report.ts';
 import { Syncer } from './syncer.ts';
 import { type Clock, sleep, systemClock } from './wait.ts';
+
+/** PowerDNS' LMDBs with the records, beside the main one, which has the path in front of the number. */
+const shardPattern = /^(.+)-\d+$/;
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -67,6 +71,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   let report: ServiceReport | undefined;
   try {
     const syncers: Syncer[] = [];
+    const byPath = new Map<string, Syncer>();
     for (const [database, lmdb] of config.lmdbs) {
       if (onlyDbs.length > 0 && !onlyDbs.includes(database)) {
         logger.warning('Skipping because of --only-db', { db: database });
@@ -85,7 +90,12 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
         clock,
         signal,
       };
-      syncers.push(new Syncer({ ...shared, database, lmdb, hostname: hostname() }));
+      const path = resolve(lmdb.path);
+      const mainPath = shardPattern.exec(path)?.[1];
+      const main = mainPath === undefined ? undefined : () => byPath.get(mainPath);
+      const syncer = new Syncer({ ...shared, database, lmdb, hostname: hostname(), ...(main && { main }) });
+      byPath.set(path, syncer);
+      syncers.push(syncer);
     }
     if (config.http.address !== '' && !config.onlyOnce) {
       const startedAtMs = Date.now();

@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 import type { LmdbConfig } from '../config/types.ts';
 import { formatDuration, humanSize } from '../config/units.ts';
 import { errorMessage, LightningStreamError } from '../errors.ts';
-import type { CaptureCounts, Environment, PublishResult } from '../native/types.ts';
+import type { CaptureCounts, Environment, PublishResult, SchemaVersion } from '../native/types.ts';
 import { ACTIVITY, type Condition, type FailureTracker, tracked } from '../observability/health.ts';
 import {
   buildSnapshotName,
@@ -21,6 +21,8 @@ export interface PublisherOptions extends SyncContext {
   readonly newestOwn: () => SnapshotName | undefined;
   /** Of each instance the newest snapshot that is merged. */
   readonly merged: () => ReadonlyMap<string, SnapshotName>;
+  /** Whether a snapshot of this schema may be stored. */
+  readonly accepts: (schema: SchemaVersion | null) => boolean;
   /** Called before a snapshot appears in the storage. */
   readonly beforeStore: (name: SnapshotName) => void;
   /** A snapshot is in the storage, with what had been merged of each instance when it was taken. */
@@ -104,7 +106,8 @@ export class Publisher {
 
   /**
    * Takes a snapshot and begins to store it. Returns the id of the transaction that it shows. Undefined when the storage had
-   * no place for it, which is a failed attempt like any other. Throws what is wrong with the LMDB or the spool.
+   * no place for it, which is a failed attempt like any other. Throws what is wrong with the LMDB or the spool; `SCHEMA_CHANGED` when its
+   * schema is not accepted.
    *
    * Null when there is nothing newer than `newerThan` (0n = take one anyway): LastTxnID counts a commit a moment before readers
    * see it (the meta page is written, then its id in the lock file, where new readers look; a writer killed in between leaves
@@ -183,6 +186,8 @@ export class Publisher {
         earliestNano: last === undefined ? 0n : last + 1n,
       });
       if (result === null) return null;
+      if (!this.#o.accepts(result.schema))
+        throw new LightningStreamError('SCHEMA_CHANGED', 'the schema of the LMDB has just changed');
       const parsed = parseSnapshotName(name(result.timestampNano));
       if (parsed === undefined) throw new Error(`snapshot time ${result.timestampNano} makes no name`);
       const dumped = { name: parsed, path, result, holds, fromMs };

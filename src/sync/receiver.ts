@@ -123,6 +123,11 @@ export class Receiver {
     return Math.max(0, ...this.#failedLoads.values());
   }
 
+  /** The last load of the instance's newest snapshot failed. */
+  isFailing(instance: string): boolean {
+    return this.#failedLoads.has(instance);
+  }
+
   get hasReady(): boolean {
     return this.#ready.size > 0;
   }
@@ -234,6 +239,19 @@ export class Receiver {
     snapshot.release?.();
     snapshot.release = undefined;
     this.#kept.set(snapshot.name.instance, snapshot);
+  }
+
+  /** It is not to be merged, though nothing is wrong with it: it is not fetched again until {@link retryHeld}, or until there is a newer one. */
+  async hold(snapshot: ReadySnapshot): Promise<void> {
+    if (snapshot.name.instance === this.#o.instance) this.#wantsOwn = false;
+    await this.#drop(snapshot);
+  }
+
+  /** What was held back of the instance is fetched again. */
+  retryHeld(instance: string): void {
+    this.#fetched.delete(instance);
+    if (instance === this.#o.instance) this.#wantsOwn = true;
+    this.#bell.ring();
   }
 
   async retryKept(): Promise<void> {

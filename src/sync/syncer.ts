@@ -11,6 +11,7 @@ import type {
   MergeResult,
   ModeDoubt,
   Native,
+  SchemaVersion,
   SyncMode,
 } from '../native/types.ts';
 import type { Condition, StartTracker } from '../observability/health.ts';
@@ -22,6 +23,7 @@ import type { SyncContext } from './context.ts';
 import { capturedFields, durations, Publisher } from './publisher.ts';
 import { type ReadySnapshot, Receiver } from './receiver.ts';
 import { Repeats } from './repeats.ts';
+import { isSame, needsNumber, SchemaGuard } from './schema-guard.ts';
 import { Sweeper } from './sweeper.ts';
 import { Bell, sleep } from './wait.ts';
 
@@ -49,6 +51,8 @@ export interface SyncerOptions extends SyncContext {
   readonly hostname: string;
   readonly native: Native;
   readonly signal: AbortSignal;
+  /** The syncer of PowerDNS' main LMDB, when this one is a shard of it. Asked each time: it may be made later. */
+  readonly main?: () => Syncer | undefined;
 }
 
 /** What a syncer knows while its environment is open. */
@@ -59,6 +63,10 @@ interface State {
   readonly waitingFor: Set<string>;
   /** There were data, and they suit the mode. */
   modeChecked: boolean;
+  /** LastTxnID when the schema was looked at; undefined: it has to be. */
+  schemaTxnId: bigint | undefined;
+  /** The storage was listed once. */
+  listed: boolean;
   /** The start of the current force interval. */
   lastSnapshotMs: number;
   /** Rate limit: no snapshot is taken before. */
@@ -137,6 +145,7 @@ export class Syncer {
   /** Snapshots of our own name from before this are our predecessor's, however late they appear. */
   readonly #startedNano: bigint;
   readonly #mode: SyncMode;
+  readonly #guard: SchemaGuard;
   #phase: Phase = 'opening';
   #openFault: string | undefined;
   /** Somebody else uploads under our name; nothing is uploaded until this moment, though the LMDB be opened anew. */
@@ -156,6 +165,16 @@ export class Syncer {
     this.#duplicateCondition = health.condition(`${database}_duplicate_instance`);
     this.#startedNano = clock.wallNano();
     this.#mode = options.lmdb.schemaTracksChanges ? 'native' : 'shadow';
+    this.#guard = new SchemaGuard({
+      ...options,
+      logger: this.#log,
+      setting: options.lmdb.schemaGuard,
+      main: () => {
+        const main = options.main?.();
+        return main === undefined ? undefined : main.#guard;
+      },
+      isComing: (instance) => this.#isComing(instance),
+    });
     if (config.sweeper.enabled && !config.onlyOnce)
       this.#sweeper = new Sweeper({ ...options, logger: this.#log, mode: this.#mode });
   }
@@ -209,6 +228,7 @@ export class Syncer {
       instances: [...names].sort().map((name) => ({
         instance: name,
         own: name === instance,
+        heldBack: this.#guard.heldBack(name),
         newestSeen: seenOrNot(session?.receiver.instances.get(name)),
         lastMerged: seenOrNot(session?.receiver.merged.get(name)),
       })),
@@ -226,18 +246,29 @@ export class Syncer {
     const unwatch = watchFile(dataFile, this.#bell.ring);
     const parts = { ...this.#o, logger: this.#log, onChange: this.#bell.ring };
     const receiver: Receiver = new Receiver({ ...parts, onForeign: (name) => this.#foreign(session, name) });
-    const cleaner = new Cleaner({ ...parts, merged: () => receiver.merged });
+    const guard = this.#guard;
+    const cleaner = new Cleaner({
+      ...parts,
+      merged: () => receiver.merged,
+      mayClean: () => guard.mayStore,
+    });
     const publisher = new Publisher({
       ...parts,
       newestOwn: () => receiver.newestOwn,
       merged: () => receiver.merged,
+      accepts: (schema) => !guard.enabled || isEqual(schema, guard.local),
       beforeStore: (name) => receiver.noteOwn(name),
-      onStored: (name, holds) => cleaner.noteStored(name, holds),
+      onStored: (name, holds) => {
+        cleaner.noteStored(name, holds);
+        guard.forget(name.instance);
+      },
     });
     const now = clock.monotonicMs();
     const state: State = {
       lastSyncedTxnId: 0n,
       modeChecked: false,
+      schemaTxnId: undefined,
+      listed: false,
       waitingFor: new Set(),
       lastSnapshotMs: now,
       publishNotBeforeMs: now,
@@ -360,6 +391,7 @@ export class Syncer {
         await sleep(firstListingIntervalMs, signal);
       }
     }
+    state.listed = true;
     this.#start.passedInitialListing();
     for (const name of receiver.instances.keys()) state.waitingFor.add(name);
     if (state.waitingFor.has(instance)) {
@@ -377,8 +409,10 @@ export class Syncer {
     const { config } = this.#o;
     const { receiver, publisher, state, signal } = session;
     await this.#checkMode(session);
+    await this.#lookAtSchema(session);
     await this.#mergeReady(session);
     this.#updateWaitingFor(session);
+    this.#updateGuard(session);
     const againInMs = await this.#publishIfDue(session);
     if (state.waitingFor.size === 0) {
       this.#start.passCompleted();
@@ -401,11 +435,65 @@ export class Syncer {
     return undefined;
   }
 
+  /** Only when something depends on it: what is stored, and whether it may be, comes with the snapshot. */
+  async #lookAtSchema(session: Session): Promise<void> {
+    const { env, receiver, state } = session;
+    const guard = this.#guard;
+    const lastTxnId = env.lastTransactionId;
+    if (!guard.enabled || state.schemaTxnId === lastTxnId) return;
+    if (state.schemaTxnId !== undefined && !receiver.hasReady && !receiver.hasKept && !guard.isHolding) return;
+    const schema = lastTxnId === 0n ? null : await env.schema();
+    state.schemaTxnId = lastTxnId;
+    this.#retryHeld(session, guard.noteLocal(schema));
+  }
+
+  #updateGuard(session: Session): void {
+    const { receiver } = session;
+    this.#retryHeld(session, this.#guard.update(receiver.instances.keys(), this.#o.mode === 'sync'));
+  }
+
+  #retryHeld({ receiver, state }: Session, instances: readonly string[]): void {
+    for (const instance of instances) {
+      receiver.retryHeld(instance);
+      // Not before it is merged may anything be stored.
+      if (instance === this.#o.instance) state.waitingFor.add(instance);
+    }
+  }
+
+  /** A snapshot of the instance will be looked at as soon as it is here, and nothing is known that would keep it. */
+  #isComing(instance: string): boolean {
+    if (this.#phase === 'stopped' || this.#openFault !== undefined) return false;
+    const session = this.#session;
+    if (session === undefined || !session.state.listed) return true;
+    const { env, receiver, state } = session;
+    // Whatever is in an LMDB that is not PowerDNS', nobody has to wait for it.
+    if (this.#guard.expected === null && env.lastTransactionId !== 0n) return false;
+    if (state.mergeFault !== undefined || receiver.isFailing(instance)) return false;
+    return instance === this.#o.instance ? receiver.wantsOwn : receiver.instances.has(instance);
+  }
+
+  /** What to do with a snapshot as far as its schema goes. */
+  async #verdict({ path, name }: ReadySnapshot, signal: AbortSignal): Promise<'merge' | 'hold' | 'wait'> {
+    const { native } = this.#o;
+    const guard = this.#guard;
+    if (!guard.enabled) return 'merge';
+    const byMain = guard.verdictByMain(name.instance);
+    if (byMain !== undefined) return byMain;
+    const { expected } = guard;
+    if (expected === null) return 'merge';
+    let schema = await native.snapshotSchema(path, { exact: needsNumber(expected), signal });
+    // For people.
+    if (schema !== null && !schema.exact && !isSame(expected, schema))
+      schema = await native.snapshotSchema(path, { exact: true, signal });
+    return guard.noteRemote(name.instance, schema) ? 'merge' : 'hold';
+  }
+
   /** Step 1: merges every snapshot that is ready; with local changes at most eleven. */
   async #mergeReady(session: Session): Promise<void> {
     const { env, receiver, state, signal } = session;
     const { lmdb, config, clock } = this.#o;
     if (!this.#mayMerge(session)) return;
+    const guard = this.#guard;
     const fault = state.mergeFault;
     let failedMs = 0;
     if (receiver.hasKept && this.#mayRetry(fault, env)) await receiver.retryKept();
@@ -416,6 +504,16 @@ export class Syncer {
       const fromMs = clock.monotonicMs();
       let result: MergeResult;
       try {
+        await this.#lookAtSchema(session);
+        const verdict = await this.#verdict(snapshot, signal);
+        if (verdict === 'wait') {
+          receiver.keep(snapshot);
+          continue;
+        }
+        if (verdict === 'hold') {
+          await this.#hold(session, snapshot);
+          continue;
+        }
         result = await env.merge({
           spoolPath: snapshot.path,
           mode: this.#mode,
@@ -425,6 +523,7 @@ export class Syncer {
           deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
           createFlags: createFlags(lmdb),
           headerExtraPaddingBlock: lmdb.headerExtraPaddingBlock,
+          ...(guard.enabled && { schema: guard.local }),
           signal,
         });
       } catch (error) {
@@ -438,6 +537,12 @@ export class Syncer {
       // So that a merge never causes an upload. After a local change the id stays: the change has to be uploaded.
       if (!localChange && result.transactionId !== null) state.lastSyncedTxnId = result.transactionId;
       await receiver.done(snapshot, 'merged');
+      // An LMDB without a schema takes what it gets.
+      if (guard.enabled && guard.expected === null) {
+        state.schemaTxnId = undefined;
+        await this.#lookAtSchema(session);
+        guard.noteRemote(snapshot.name.instance, guard.local);
+      }
       this.#logMerge(snapshot, result, clock.monotonicMs() - fromMs);
       // Of our own a later one may have appeared meanwhile.
       const wantsMore = snapshot.name.instance === this.#o.instance && receiver.wantsOwn;
@@ -474,6 +579,11 @@ export class Syncer {
     }
     receiver.keep(snapshot);
     signal.throwIfAborted();
+    // Looked at again in the next round.
+    if (code === 'SCHEMA_CHANGED') {
+      state.schemaTxnId = undefined;
+      return;
+    }
     const what = `snapshot ${name.name} cannot be merged`;
     if (this.#endsSession(error)) throw explained(what, error);
     const fault = this.#fault(env, state.mergeFault, what, error);
@@ -509,6 +619,16 @@ export class Syncer {
       updated: result.updated,
       ...capturedFields(result.captured),
       compressed_size_bytes: sizeBytes,
+    });
+  }
+
+  async #hold({ receiver, state }: Session, snapshot: ReadySnapshot): Promise<void> {
+    const { instance } = snapshot.name;
+    state.failed = true;
+    await receiver.hold(snapshot);
+    if (!state.waitingFor.delete(instance)) return;
+    this.#log.info('No longer waiting for instance, because its snapshots are held back', {
+      other_instance: instance,
     });
   }
 
@@ -564,6 +684,12 @@ export class Syncer {
       }
       return Infinity;
     }
+    if (!this.#guard.mayStore) {
+      if (this.#guard.withheld === undefined) return Infinity;
+      state.failed = true;
+      this.#start.passedInitialStore();
+      return Infinity;
+    }
     // The last round of only-once stores what there is; in all others the rate is limited.
     const last = config.onlyOnce && state.waitingFor.size === 0;
     const notBeforeMs =
@@ -591,6 +717,10 @@ export class Syncer {
         }
       } catch (error) {
         signal.throwIfAborted();
+        if (errorCode(error) === 'SCHEMA_CHANGED') {
+          state.schemaTxnId = undefined;
+          return 0;
+        }
         const what = 'no snapshot can be taken';
         if (this.#endsSession(error)) throw explained(what, error);
         state.publishFault = this.#fault(env, state.publishFault, what, error);
@@ -710,6 +840,7 @@ export class Syncer {
     const state = this.#session?.state;
     const texts = [this.#openFault, state?.mergeFault?.text, state?.publishFault?.text];
     if (this.#duplicateUntilMs !== undefined) texts.push('another running instance uses our name');
+    texts.push(this.#guard.withheld);
     return texts.filter((text) => text !== undefined).join('; ') || undefined;
   }
 
@@ -809,6 +940,10 @@ function explained(what: string, error: unknown): unknown {
     cause: error,
     fields: error.fields,
   });
+}
+
+function isEqual(a: SchemaVersion | null, b: SchemaVersion | null): boolean {
+  return a?.version === b?.version && a?.exact === b?.exact;
 }
 
 /** Undefined when it is not there. */

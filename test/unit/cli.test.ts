@@ -219,33 +219,6 @@ describe('features that are not built yet', () => {
     expect(await refused(['sync'], more, storage)).toEqual({ code: 1, keys });
   });
 
-  test.each([
-    ['auto', []],
-    ['off', []],
-    ['5', ['lmdbs.main.schema_guard']],
-  ])('schema_guard: %s', async (value, keys) => {
-    await using dir = await tempDir();
-    const file = configure(dir);
-    writeFileSync(file, readFileSync(file, 'utf8').replace('{main: {', `{main: {schema_guard: ${value}, `));
-    const { code, stderr } = await call(['-c', file, 'receive', '--only-once']);
-    expect(code).toBe(keys.length);
-    expect(stderr.match(/lmdbs\.[\w.]+(?=.* is not built yet)/g) ?? []).toEqual(keys);
-  });
-
-  test('of an LMDB, unless it is left out', async () => {
-    await using dir = await tempDir();
-    const file = dir.join('ls.yaml');
-    writeFileSync(
-      file,
-      'lmdbs:\n  a: {path: /nonexistent/a}\n  b: {path: /nonexistent/b, schema_guard: 5}\nstorage: {type: memory}\n',
-    );
-    const { code, stderr } = await call(['-c', file, 'sync', '--only-once']);
-    expect(code).toBe(1);
-    expect(stderr.match(/lmdbs\.[\w.]+(?=.* is not built yet)/g)).toEqual(['lmdbs.b.schema_guard']);
-    const onlyA = await call(['-c', file, 'sync', '--only-once', '--only-db', 'a']);
-    expect(onlyA.stderr).not.toContain('is not built yet');
-  });
-
   test('do not hinder a check of the configuration', async () => {
     await using dir = await tempDir();
     const { code } = await call(['-c', configure(dir, '', '{type: azure}'), '--log-config']);

@@ -83,7 +83,7 @@ describe('configurations', () => {
     expect(['', 'fs', 's3']).toContain(type);
     if (type === 'fs') decodeOptions(options, storageOptions.fs);
     if (type === 's3') decodeOptions(options, storageOptions.s3);
-    refuseMissingFeatures(config, name, [...config.lmdbs.keys()]);
+    refuseMissingFeatures(config, name);
   });
 
   test.each(blocks.filter(({ language }) => language === 'json'))(
