@@ -22,9 +22,7 @@ const missing: readonly Missing[] = [
 /** @throws {@link ConfigError} with a line for each key that asks for what is not there. */
 export function refuseMissingFeatures(config: Config, configFile: string): void {
   const complaints = missing.flatMap(({ what, keys, instead }) =>
-    keys(config).map(
-      (key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`,
-    ),
+    keys(config).map((key) => `${configFile}: ${key}: ${what} is not built yet in this version: ${instead}`),
   );
   if (complaints.length > 0) throw new ConfigError(complaints);
 }

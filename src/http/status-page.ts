@@ -232,8 +232,8 @@ function instanceRow(html: HtmlTag, instance: InstanceStatus, nowMs: number): Ht
           : own
             ? 'this instance'
             : behind
-            ? html`<span class="warn">to be merged</span>`
-            : html`<span class="good">merged</span>`
+              ? html`<span class="warn">to be merged</span>`
+              : html`<span class="good">merged</span>`
       }
     </td>
     <td>${snapshot(html, newestSeen, nowMs)}</td>

@@ -154,7 +154,8 @@ export class SchemaGuard {
     this.#store = uploads && this.enabled ? this.#storeVerdict([...present]) : 'yes';
     if (this.withheld !== undefined && this.withheld !== before)
       this.#log.error('Nothing is uploaded because of its schema', { detail: this.withheld });
-    if (this.withheld === undefined && before !== undefined) this.#log.info('The schema is right: uploading again');
+    if (this.withheld === undefined && before !== undefined)
+      this.#log.info('The schema is right: uploading again');
     const released = this.#released();
     this.#judge();
     return released;
@@ -184,7 +185,9 @@ export class SchemaGuard {
     if (others.length === 0 || this.expected === null) return 'yes';
     const isHeld = (instance: string): boolean => this.isHeld(instance) || main?.isHeld(instance) === true;
     if (others.every(isHeld)) {
-      return { no: `all other instances have another schema than ${schemaText(this.expected)}: ${elsewhere}` };
+      return {
+        no: `all other instances have another schema than ${schemaText(this.expected)}: ${elsewhere}`,
+      };
     }
     if (others.some((instance) => this.#remotes.has(instance) && !isHeld(instance))) return 'yes';
     return others.some((instance) => !isHeld(instance) && this.#o.isComing(instance)) ? 'wait' : 'yes';

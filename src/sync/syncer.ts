@@ -441,7 +441,8 @@ export class Syncer {
     const guard = this.#guard;
     const lastTxnId = env.lastTransactionId;
     if (!guard.enabled || state.schemaTxnId === lastTxnId) return;
-    if (state.schemaTxnId !== undefined && !receiver.hasReady && !receiver.hasKept && !guard.isHolding) return;
+    if (state.schemaTxnId !== undefined && !receiver.hasReady && !receiver.hasKept && !guard.isHolding)
+      return;
     const schema = lastTxnId === 0n ? null : await env.schema();
     state.schemaTxnId = lastTxnId;
     this.#retryHeld(session, guard.noteLocal(schema));
