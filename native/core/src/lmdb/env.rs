@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -155,7 +156,8 @@ struct Inner {
 }
 
 /// Where liblmdb keeps its locks (lmdb.h, `mdb_env_open`).
-pub(super) fn lock_file(path: &Path, no_subdir: bool) -> PathBuf {
+#[must_use]
+pub fn lock_file(path: &Path, no_subdir: bool) -> PathBuf {
     if no_subdir {
         let mut name = path.as_os_str().to_owned();
         name.push("-lock");
@@ -378,6 +380,16 @@ impl Environment {
         };
         *lock(&self.inner.last_info) = info;
         Ok(info)
+    }
+
+    /// Writes all that is committed to an empty file. With `compact` pages that nothing uses are left out, which liblmdb refuses
+    /// (`MDB_INCOMPATIBLE`) when pages were lost. The caller syncs the file.
+    pub fn copy_to(&self, file: &fs::File, compact: bool) -> Result<()> {
+        let guard = self.guard();
+        let raw = guard.as_ref().ok_or_else(closed)?;
+        let flags = if compact { ffi::MDB_CP_COMPACT } else { 0 };
+        // SAFETY: an open handle, and a descriptor that is open for as long as the call lasts.
+        check(unsafe { ffi::mdb_env_copyfd2(raw.ptr, file.as_raw_fd(), flags) }, "copy LMDB")
     }
 
     /// Clears the slots of readers that died; returns how many. Never blocks.

@@ -13,7 +13,7 @@ mod order;
 mod txn;
 mod users;
 
-pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, trim_heap, version};
+pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, lock_file, trim_heap, version};
 pub use order::KeyOrder;
 pub use txn::{Both, CursorPair, Dbi, Lookup, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
 pub use users::users;

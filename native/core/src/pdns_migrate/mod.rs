@@ -7,6 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
 use crate::error::{Code, Error, Result};
+use plan::Plan;
+
+mod backup;
+mod convert;
+mod layout;
+mod plan;
+mod run;
+
+/// How often it is begun anew because somebody wrote after it was read.
+const ATTEMPTS: u32 = 4;
 
 /// What becomes of entries that changed after Lightning Stream last looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +152,33 @@ pub struct Status {
 
 /// Migrates a main database and its shards.
 ///
+/// First everything is read and checked. Then, with the write lock of the main database held to the end, each shard is converted in one
+/// transaction, and the main database in the last one: until that is committed the schema is the old one, and whoever comes next, we or
+/// the new server, goes on with the shards that are left.
+///
 /// # Errors
 /// [`Code::Refused`]: nothing was changed, and what has to be done first is in the text; [`Code::InUse`]: neither, others have a file open.
 /// Anything else: the file it is about was rolled back, and the next run goes on.
 pub fn migrate(request: &Request, cancel: &Cancel) -> Result<Report> {
-    let _ = cancel;
-    Err(Error::new(Code::Refused, format!("{}: not yet", request.path.display())))
+    migrate_within(request, u64::MAX, cancel)
+}
+
+/// `map_limit`: bytes that no map is made larger than, for tests.
+fn migrate_within(request: &Request, map_limit: u64, cancel: &Cancel) -> Result<Report> {
+    if !(layout::FIRST_NATIVE..=*layout::KNOWN.end()).contains(&request.to) {
+        return Err(Error::new(Code::InvalidArgument, format!("schema {} cannot be migrated to", request.to)));
+    }
+    for _ in 0..ATTEMPTS {
+        let plan = Plan::make(request, cancel)?;
+        if !request.write || !plan.report.changed {
+            return Ok(plan.report);
+        }
+        if let Some(report) = run::run(request, plan, map_limit, cancel)? {
+            return Ok(report);
+        }
+    }
+    let text = format!("LMDB {}: somebody writes to it or to a shard again and again", request.path.display());
+    Err(Error::new(Code::Refused, text))
 }
 
 /// Looks at a database. Nothing is changed.
@@ -155,6 +186,18 @@ pub fn migrate(request: &Request, cancel: &Cancel) -> Result<Report> {
 /// # Errors
 /// What keeps it from being read.
 pub fn status(path: &Path, no_subdir: bool) -> Result<Status> {
-    let _ = no_subdir;
-    Err(Error::new(Code::Refused, format!("{}: not yet", path.display())))
+    plan::status(path, no_subdir)
+}
+
+/// Says which environment an error is about, unless it does.
+fn about(path: &Path, mut error: Error) -> Error {
+    let path = path.display().to_string();
+    if error.code != Code::Aborted && !error.message.contains(&path) {
+        error.message = format!("LMDB {path}: {}", error.message);
+    }
+    error
+}
+
+fn refused(path: &Path, text: impl std::fmt::Display) -> Error {
+    Error::new(Code::Refused, format!("LMDB {}: {text}", path.display()))
 }
