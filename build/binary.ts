@@ -80,9 +80,9 @@ async function bundled(): Promise<{ readonly bundle: Buffer; readonly modules: s
     format: 'cjs',
     target: `node${process.versions.node}`,
     mainFields: ['module', 'main'],
-    // Names stay, for the stack traces of --debug.
-    minifyWhitespace: true,
-    minifySyntax: true,
+    minify: true,
+    // For the stack traces of --debug.
+    keepNames: true,
     legalComments: 'none',
     define: { LIGHTNINGSTREAM_VERSION: JSON.stringify({ version, commit: commit() }) },
     // What uses it is not reached in the single binary.
