@@ -126,6 +126,9 @@ describeWithTools(['pdns-4.9', 'pdns-5'], 'PowerDNS 4.9 and 5', () => {
     expect(await a.dns.pdnsutil('check-all-zones')).toMatch(/^Checked 1 zones, 0 had errors\.$/m);
 
     await a.dns.stop();
+    const migrated = await a.daemon.run({ ...shared.options, args: ['migrate', 'run', '--to', '6'] });
+    expect(migrated).toMatchObject({ code: 0 });
+    expect(await schema(a.dns)).toBe(6);
     await using upgraded = await powerDns(a.dns.directory, { tool: 'pdns-5' });
     await upgraded.start();
     await a.daemon.start(shared.options);
