@@ -58,13 +58,13 @@ export async function migrate(
   const { candidates, trouble } = await findCandidates(session);
   let refused = trouble;
   for (const { db, lmdb, found } of candidates) {
-    if (found.isMain) continue;
-    if (found.state === 'not PowerDNS') {
+    const problem = problemOf(found);
+    if (problem !== undefined) {
+      await complain(session, db, `LMDB ${lmdb.path}: ${problem}`);
+      refused ??= REFUSED;
+    } else if (!found.isMain) {
       logger.info('Left alone, because this is no database of PowerDNS', { db });
-      continue;
     }
-    await complain(session, db, `${lmdb.path}: ${found.text}`);
-    refused ??= REFUSED;
   }
   if (refused !== undefined) return refused;
 
@@ -90,7 +90,7 @@ export async function migrate(
   }
   const { results, code } = await work(session, mains, request, write);
   for (const { db, result } of results)
-    for (const warning of result.warnings) logger.warning(warning, { db, path: result.path });
+    for (const warning of result.warnings) logger.warning(warning, { db });
   if (flags.json === true) {
     const databases = results.map(({ result }) => databaseJson(result, write));
     if (code === 0 || databases.length > 0) await print(io.stdout, `${JSON.stringify({ databases })}\n`);
@@ -99,6 +99,21 @@ export async function migrate(
       await print(io.stdout, write ? resultText(result) : planText(result, flags.backup !== false));
   }
   return code;
+}
+
+/** Why there must be a mistake in the configuration: what is not worked on will be out of reach of the new server. */
+function problemOf({ path, isMain, files: [file] }: PdnsStatus): string | undefined {
+  if (isMain) return undefined;
+  if (file?.present !== true) return 'there is no such LMDB';
+  // Its schema is known by the records in it.
+  const main = mainOf(path);
+  if (main === undefined || file.schema === null) return undefined;
+  return `it is a shard, and its main file is not among lmdbs: add ${main}`;
+}
+
+/** The path of the main file, of one that could be a shard. */
+function mainOf(path: string): string | undefined {
+  return /^(.+)-\d+$/.exec(path)?.[1];
 }
 
 type Request = Omit<MigratePdnsOptions, 'path' | 'noSubdir' | 'write' | 'signal' | 'onProgress'>;
@@ -154,8 +169,7 @@ async function complain({ io, logger }: Session, db: string, text: string): Prom
 }
 
 /**
- * The configured LMDBs, sorted by name, without those that are a shard of another one or the same file again. What cannot be read is told, and is not
- * among them.
+ * The configured LMDBs, sorted by name, without those that are a shard of another one. What cannot be read is told, and is not among them.
  */
 async function findCandidates(
   session: Session,
@@ -174,24 +188,22 @@ async function findCandidates(
       failed.push({ db, path: lmdb.path, error });
     }
   }
-  const seen = new Set(
-    all.flatMap(({ found: { isMain, path: main, files } }) =>
-      isMain ? files.flatMap(({ path }) => (path === main ? [] : [realPath(path)])) : [],
+  const mains = all.flatMap(({ found }) => (found.isMain ? [found] : []));
+  const shards = new Set(
+    mains.flatMap(({ path: main, files }) =>
+      files.flatMap(({ path }) => (path === main ? [] : [realPath(path)])),
     ),
   );
+  const realMains = new Set(mains.map(({ path }) => realPath(path)));
+  // Also one that is not counted, or not there.
+  const isShard = (path: string): boolean => shards.has(path) || realMains.has(mainOf(path) ?? '');
   let trouble: Trouble | undefined;
   for (const { db, path, error } of failed) {
-    // A shard that is not there is none.
-    if (seen.has(realPath(path))) continue;
+    if (isShard(realPath(path))) continue;
     await complain(session, db, errorMessage(error));
     trouble = trouble === FAILED || !isRefusal(error) ? FAILED : REFUSED;
   }
-  const candidates = all.filter(({ lmdb }) => {
-    const path = realPath(lmdb.path);
-    if (seen.has(path)) return false;
-    seen.add(path);
-    return true;
-  });
+  const candidates = all.filter(({ lmdb }) => !isShard(realPath(lmdb.path)));
   return { candidates, trouble };
 }
 
