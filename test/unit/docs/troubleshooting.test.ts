@@ -56,8 +56,10 @@ function rowsOf(markdown: string): readonly Row[] {
 
 const quotes = (cell = ''): readonly string[] =>
   [...cell.matchAll(/`([^`]+)`/g)].map(([, quote = '']) => quote);
+/** Its lines of `migrate` are on the page about that. */
+const pages = `${page}\n${read('docs/migration.md')}`;
 const first = (kind: string): readonly string[] =>
-  rowsOf(page).flatMap((row) => (row.kind === kind ? quotes(row.cells[0]) : []));
+  rowsOf(kind === 'line' ? pages : page).flatMap((row) => (row.kind === kind ? quotes(row.cells[0]) : []));
 
 /** Each part between `…` stands in the code, but for the punctuation around what is filled in. */
 function isSaid(quote: string): boolean {
