@@ -15,7 +15,13 @@ fail() {
 : "${APT_SIGNING_KEY:=}"
 [ -n "$APT_SIGNING_KEY" ] || fail 'set APT_SIGNING_KEY to the key to sign with, one of gpg --list-secret-keys'
 for tool in apt-ftparchive gpg; do sh "$build/tool.sh" "$tool" >/dev/null || exit 1; done
-gpg --batch --list-secret-keys -- "$APT_SIGNING_KEY" >/dev/null 2>&1 || fail "gpg has no secret key $APT_SIGNING_KEY (APT_SIGNING_KEY)"
+# From here on by its fingerprint: another one's key with the same address, which anybody can make, must not be published with it.
+key=$(gpg --batch --with-colons --list-secret-keys -- "$APT_SIGNING_KEY" 2>/dev/null |
+  awk -F: '$1 == "sec" { primary = 1 } $1 == "fpr" && primary { print $10; primary = 0 }')
+case $key in
+  '') fail "gpg has no secret key $APT_SIGNING_KEY (APT_SIGNING_KEY)" ;;
+  *[!0-9A-F]*) fail "gpg has several secret keys $APT_SIGNING_KEY: set APT_SIGNING_KEY to the fingerprint of one" ;;
+esac
 set -- "$packages"/*.deb
 [ -e "$1" ] || fail "no .deb in $packages: make packages"
 
@@ -51,11 +57,11 @@ apt-ftparchive \
   release dists.new/stable >Release.new
 mv Release.new dists.new/stable/Release
 sign() {
-  gpg --batch --yes --quiet --local-user "$APT_SIGNING_KEY" --digest-algo SHA512 --armor "$@" dists.new/stable/Release
+  gpg --batch --yes --quiet --local-user "$key" --digest-algo SHA512 --armor "$@" dists.new/stable/Release
 }
 sign --clearsign --output dists.new/stable/InRelease
 sign --detach-sign --output dists.new/stable/Release.gpg
 rm -rf dists
 mv dists.new dists
 # What `signed-by` of apt's source names.
-gpg --batch --yes --armor --output lightningstream-ts.asc --export -- "$APT_SIGNING_KEY"
+gpg --batch --yes --armor --output lightningstream-ts.asc --export -- "$key"

@@ -187,12 +187,26 @@ describeWithTools(['dh', 'apt-ftparchive', 'gpg'], 'the apt repository', () => {
     expect(refused({ APT_SIGNING_KEY: '' })).toMatch(/^apt-repo: set APT_SIGNING_KEY .*\n$/);
     expect(refused({})).toBe(`apt-repo: gpg has no secret key ${key} (APT_SIGNING_KEY)\n`);
     try {
-      command(
-        'gpg',
-        ['--batch', '--quiet', '--passphrase', '', '--quick-generate-key', key, 'ed25519', 'sign', 'never'],
-        env,
-      );
+      const generate = [
+        '--batch',
+        '--quiet',
+        '--passphrase',
+        '',
+        '--quick-generate-key',
+        key,
+        'ed25519',
+        'sign',
+      ];
+      command('gpg', [...generate, 'never'], env);
       expect(refused({})).toBe(`apt-repo: no .deb in ${debs}: make packages\n`);
+
+      // Somebody else's key with our address, as anybody could send us one.
+      const theirs = { GNUPGHOME: dir.join('theirs') };
+      mkdirSync(theirs.GNUPGHOME, { mode: 0o700 });
+      command('gpg', [...generate, 'never'], theirs);
+      command('gpg', ['--batch', '--quiet', '--output', dir.join('theirs.asc'), '--export', key], theirs);
+      spawnSync('gpgconf', ['--kill', 'gpg-agent'], { env: { ...process.env, ...theirs } });
+      command('gpg', ['--batch', '--quiet', '--import', dir.join('theirs.asc')], env);
 
       fakeDeb(dir.join('one'), debs, '1.0.0', 'first');
       command('sh', [script, debs, repository], env);
@@ -228,6 +242,12 @@ describeWithTools(['dh', 'apt-ftparchive', 'gpg'], 'the apt repository', () => {
       ]);
       for (const [, path = ''] of index.matchAll(/^Filename: (.*)$/gm))
         expect(existsSync(join(repository, path))).toBe(true);
+      // Ours alone.
+      const published = command('gpg', ['--batch', '--with-colons', '--show-keys', keyring]);
+      const ours = command('gpg', ['--batch', '--with-colons', '--list-secret-keys'], env);
+      const fingerprints = (keys: string): readonly string[] => keys.match(/^fpr:.*$/gm) ?? [];
+      expect(fingerprints(published)).toHaveLength(1);
+      expect(fingerprints(published)).toEqual(fingerprints(ours));
       // Whoever unpacks a secret key from it would find none.
       expect(readFileSync(join(repository, 'lightningstream-ts.asc'), 'utf8')).toMatch(
         /^-----BEGIN PGP PUBLIC KEY BLOCK-----/,
@@ -235,6 +255,11 @@ describeWithTools(['dh', 'apt-ftparchive', 'gpg'], 'the apt repository', () => {
 
       fakeDeb(dir.join('again'), debs, '1.1.0', 'another second');
       expect(refused({})).toMatch(/_1\.1\.0_amd64\.deb is there already, with other contents/);
+
+      command('gpg', ['--yes', ...generate, 'never'], env);
+      expect(refused({})).toBe(
+        `apt-repo: gpg has several secret keys ${key}: set APT_SIGNING_KEY to the fingerprint of one\n`,
+      );
     } finally {
       spawnSync('gpgconf', ['--kill', 'gpg-agent'], { env: { ...process.env, ...env } });
     }
