@@ -259,17 +259,18 @@ function databaseJson(result: MigratePdnsResult, write: boolean): unknown {
 
 // ---- for people ----------------------------------------------------------------------------------------------------------------
 
-function statusText({ path, isMain, schema, shards, files, text }: PdnsStatus): string {
-  const about = isMain
-    ? `schema ${schema ?? 'unknown'}, ${shards ?? 'unknown'} shard${shards === 1 ? '' : 's'}; `
-    : '';
+function statusText({ path, isMain, shards, files, text }: PdnsStatus): string {
+  const count = shards === null ? '' : `; ${shards} shard${shards === 1 ? '' : 's'}`;
+  // What is wrong with a file begins with its path.
+  const about = text.startsWith(path) ? text : `${path}: ${text}${count}`;
+  if (!isMain) return `${about}\n`;
   const rows = files.map((file) => [
     file.path,
     file.present ? String(file.schema ?? '-') : 'absent',
     file.shadow ? 'yes' : '-',
     file.users.map((pid) => formatUser(lmdbUser(pid))).join(', ') || '-',
   ]);
-  return `${path}: ${about}${text}\n${isMain ? table([['FILE', 'SCHEMA', 'SHADOW', 'OPEN IN'], ...rows]) : ''}`;
+  return `${about}\n${table([['FILE', 'SCHEMA', 'SHADOW', 'OPEN IN'], ...rows])}`;
 }
 
 function planText(result: MigratePdnsResult, withBackup: boolean): string {

@@ -301,7 +301,9 @@ for (const way of ways) {
       const keys = await old.dnskeys('example.org');
 
       const planned = await ns1.follow('1. All servers: hold and plan');
-      expect(planned).toContain(`: schema ${way.from === 'pdns-4.7' ? 4 : 5}, 1 shard; `);
+      expect(planned).toMatch(
+        way.from === 'pdns-4.7' ? /: schema 4 can be migrated; 1 shard$/m : /: schema 5.*; 1 shard$/m,
+      );
       expect(planned).toContain(` to ${way.schema}\n`);
 
       const move = async (host: Host): Promise<void> => {

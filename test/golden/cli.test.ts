@@ -97,7 +97,7 @@ test('docs/json.md shows what is printed', async () => {
   );
   const page = readFileSync(join(repositoryRoot, 'docs/json.md'), 'utf8');
   const shown = [...page.matchAll(/^```json\n(.*?)\n```$/gms)].flatMap((block) =>
-    (block[1] ?? '').split('\n'),
+    (block[1] ?? '').split('\n').filter((line) => !line.startsWith('{"databases"')),
   );
   // Names, and of what grows the beginning.
   const likeThePage = (line: string) =>

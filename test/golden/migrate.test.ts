@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { type HexEntry, type LmdbContents, readLmdb } from '../helpers/lmdb.ts';
-import { type Finished, run, type TempDir, tempDir } from '../helpers/process.ts';
+import { type Finished, repositoryRoot, run, type TempDir, tempDir } from '../helpers/process.ts';
 import { Testkit } from '../helpers/testkit.ts';
 import { isWithin, type Period, timed } from './cases.ts';
 
@@ -261,6 +261,23 @@ describe('in use by another process', () => {
     expect(databases(forced)).toMatchObject([{ result: 'migrated', backup: null }]);
     expect(readdirSync(dir.path).filter((one) => one.includes('backup'))).toEqual([]);
   });
+});
+
+test('docs/json.md shows what is printed', async () => {
+  await using dir = await lay(cases.find(({ name }) => name === 'v4-drift') as Case);
+  const status = await migrate(dir, 'status', '--json');
+  const done = await migrate(dir, 'run', '--to', '5', '--json');
+  const page = readFileSync(join(repositoryRoot, 'docs/json.md'), 'utf8');
+  const shown = page.split('\n').filter((line) => line.startsWith('{"databases"'));
+  // Of the tables the page shows the first.
+  const likeThePage = ({ stdout }: Finished): string =>
+    stdout
+      .trim()
+      .replaceAll(dir.path, '/var/lib/powerdns')
+      .replace(/backup-\d+T\d+Z/, 'backup-20261122T142545Z')
+      .replace(/"diskFreeBytes":\d+/, '"diskFreeBytes":55908737024')
+      .replace(/("dbis":\[\{[^}]*\})[^\]]*/g, '$1');
+  expect(shown).toEqual([status, done].map(likeThePage));
 });
 
 test('--timeout: exit code 75, and nothing is changed', async () => {

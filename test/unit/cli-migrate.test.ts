@@ -131,6 +131,106 @@ describe('which LMDBs', () => {
   });
 });
 
+describe('flags', () => {
+  /** `migrate run --to 5` with these flags, on files of a case; then `status`. */
+  async function runWith(golden: string, ...flags: readonly string[]) {
+    await using dir = await tempDir();
+    lay(dir, 'a', golden);
+    mkdirSync(dir.join('a', 'taken'));
+    writeFileSync(dir.join('a', 'taken', SHARD), '');
+    const config = configure(dir, { main: dir.join('a', MAIN) });
+    const before = readFileSync(dir.join('a', MAIN));
+    const { code, stdout, stderr } = await call(
+      config,
+      'run',
+      '--to',
+      '5',
+      '--json',
+      ...flags.map((flag) => flag.replace('DIR', dir.join('a'))),
+    );
+    const [status] = found((await call(config, 'status', '--json')).stdout);
+    return {
+      code,
+      stderr,
+      done: stdout === '' ? undefined : found(stdout)[0],
+      files: status?.['files'] as readonly { readonly schema: number; readonly shadow: boolean }[],
+      shards: status?.['shards'],
+      names: readdirSync(dir.join('a')).filter((name) => !name.endsWith('-lock')),
+      isUnchanged: readFileSync(dir.join('a', MAIN)).equals(before),
+    };
+  }
+  const copy = expect.stringMatching(/^lightningstream-backup-/) as unknown;
+
+  test('--untracked', async () => {
+    const now = await runWith('v4-drift');
+    expect(now).toMatchObject({ code: 0, done: { untracked: 29 }, names: [copy, MAIN, SHARD, 'taken'] });
+    expect(now.stderr).toContain(
+      '29 entries changed after Lightning Stream last looked: they get the time of this run',
+    );
+    const old = await runWith('v4-drift', '--untracked', 'old');
+    expect(old).toMatchObject({ code: 0, done: { untracked: 29 } });
+    expect(old.stderr).toContain('they get a time just after what was tracked');
+    const none = await runWith('v4-drift', '--untracked', 'fail');
+    expect(none).toMatchObject({
+      code: 3,
+      done: undefined,
+      isUnchanged: true,
+      names: [MAIN, SHARD, 'taken'],
+    });
+    expect(none.stderr).toMatch(
+      /^lightningstream: lmdbs\.main: .*: 29 entries changed .* DBI domains of .*\n$/,
+    );
+  });
+
+  test('--ignore-shadow, --keep-shadow', async () => {
+    const both = await runWith('v4-shadow', '--ignore-shadow', '--keep-shadow', '--no-backup');
+    expect(both).toMatchObject({ code: 0, done: { carried: 0, deleted: 0, backup: null } });
+    expect(both.files.map(({ shadow }) => shadow)).toEqual([true, true]);
+    expect(both.names).toEqual([MAIN, SHARD, 'taken']);
+    const neither = await runWith('v4-shadow');
+    expect(neither.done?.['carried']).toBeGreaterThan(0);
+    expect(neither.files.map(({ shadow }) => shadow)).toEqual([false, false]);
+  });
+
+  test('--backup', async () => {
+    expect(await runWith('v4-shadow', '--backup', 'DIR/b')).toMatchObject({
+      code: 0,
+      names: ['b', MAIN, SHARD, 'taken'],
+    });
+    const taken = await runWith('v4-shadow', '--backup', 'DIR/taken');
+    expect(taken).toMatchObject({ code: 3, done: undefined, isUnchanged: true });
+    expect(taken.stderr).toMatch(/there is a backup already: .*; name another directory\n$/);
+  });
+
+  test('--use', async () => {
+    const undecided = await runWith('bad-mixed');
+    expect(undecided).toMatchObject({ code: 3, isUnchanged: true });
+    expect(undecided.stderr).toContain('Decide which count: --use old or --use new');
+    expect(await runWith('bad-mixed', '--use', 'old')).toMatchObject({
+      code: 0,
+      done: { result: 'migrated' },
+      files: [{ schema: 5 }, { schema: 5 }],
+    });
+    // Its shard has only an old one.
+    const missing = await runWith('bad-mixed', '--use', 'new');
+    expect(missing).toMatchObject({ code: 3, isUnchanged: true });
+    expect(missing.stderr).toMatch(
+      /pdns\.lmdb-0: the main database has a new schema, but DBI records_v5 is missing\n$/,
+    );
+  });
+
+  test('--merge-shards', async () => {
+    const apart = await runWith('v4-shards3');
+    expect(apart).toMatchObject({
+      code: 0,
+      shards: 3,
+      names: [copy, MAIN, SHARD, `${MAIN}-1`, `${MAIN}-2`, 'taken'],
+    });
+    const merged = await runWith('v4-shards3', '--merge-shards');
+    expect(merged).toMatchObject({ code: 0, shards: 1, names: [copy, MAIN, SHARD, 'taken'] });
+  });
+});
+
 test('wrong usage', async () => {
   await using dir = await tempDir();
   const config = configure(dir, { main: dir.join('none') });
@@ -158,7 +258,7 @@ test('what people read', async () => {
   const status = await call(config, 'status');
   expect(status).toMatchObject({ code: 0, stderr: '' });
   const [headline, ...files] = status.stdout.trimEnd().split('\n');
-  expect(headline).toMatch(/: schema 4, 1 shard; \S/);
+  expect(headline).toBe(`${main}: schema 4 can be migrated; 1 shard`);
   expect(files.map((line) => line.trim().split(/  +/))).toEqual([
     ['FILE', 'SCHEMA', 'SHADOW', 'OPEN IN'],
     [main, '4', 'yes', '-'],
