@@ -11,6 +11,7 @@ import {
 import { run } from './cli/run.ts';
 import { takeServiceManager } from './cli/service-manager.ts';
 import { errorMessage } from './errors.ts';
+import { isJournal, journalPrefix } from './observability/journal.ts';
 
 // The only place that touches the process itself: arguments, environment, signals, exit.
 
@@ -40,10 +41,12 @@ if (isWorkingChild(process)) {
 }
 
 const serviceManager = takeServiceManager(process);
+const journal = isJournal(process.env, process.stderr.fd);
 
 let mask = (text: string): string => text;
 process.on('uncaughtException', (error) => {
-  process.stderr.write(mask(`lightningstream: internal error, please report it: ${errorMessage(error)}\n`));
+  const line = mask(`lightningstream: internal error, please report it: ${errorMessage(error)}\n`);
+  process.stderr.write(journal ? `${journalPrefix('fatal')}${line}` : line);
   if (argv.includes('--debug')) process.stderr.write(mask(`${error.stack ?? ''}\n`));
   process.exit(1);
 });
@@ -55,6 +58,7 @@ void run(argv, {
   env: process.env,
   stdout: process.stdout,
   stderr: process.stderr,
+  journal,
   signal: controller.signal,
   serviceManager,
   onSecrets: (masking) => {

@@ -6,6 +6,8 @@ export interface Io {
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly stdout: Output;
   readonly stderr: Output;
+  /** Systemd's journal is behind `stderr`. */
+  readonly journal?: boolean;
   /** Told, as soon as the secrets are known, how to take them out of what else may be printed. */
   readonly onSecrets?: (mask: (text: string) => string) => void;
   /** Asks for an orderly end. */

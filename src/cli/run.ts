@@ -2,6 +2,7 @@ import { type Command, CommanderError } from 'commander';
 import { ConfigError } from '../config/error.ts';
 import { errorMessage, isAbort, LightningStreamError, UsageError } from '../errors.ts';
 import { formatDuration } from '../config/units.ts';
+import { journalPrefix } from '../observability/journal.ts';
 import { type Io, isClosedPipe, print } from './io.ts';
 import { createProgram, type GlobalOptions, type Runner } from './program.ts';
 
@@ -77,7 +78,7 @@ function adopt(command: Command, io: Io): void {
         .trimEnd()
         .replace(/^error: /, '')
         .replace(/\n(?=\()/, ' ');
-      write(`lightningstream: ${line} (see lightningstream help)\n`);
+      write(`${errorPrefix(io)}lightningstream: ${line} (see lightningstream help)\n`);
     },
   });
   for (const child of command.commands) adopt(child, io);
@@ -157,13 +158,17 @@ async function report(
   try {
     await print(
       io.stderr,
-      `${lines.map((line) => `lightningstream: ${mask(line)}\n`).join('')}${mask(stack)}`,
+      `${lines.map((line) => `${errorPrefix(io)}lightningstream: ${mask(line)}\n`).join('')}${mask(stack)}`,
     );
   } catch {
     // Nobody listens.
   }
   if (error instanceof UsageError) return EXIT.usage;
   return error instanceof TimeoutError ? EXIT.timeout : EXIT.error;
+}
+
+function errorPrefix(io: Io): string {
+  return io.journal === true ? journalPrefix('error') : '';
 }
 
 function oneLine(error: unknown): string {

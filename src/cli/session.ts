@@ -22,7 +22,7 @@ export interface Session {
 export async function openSession(io: Io, globals: GlobalOptions, signal: AbortSignal): Promise<Session> {
   const loaded = load(io, globals);
   const { config } = loaded;
-  const logger = createLogger(config.log, io.stderr);
+  const logger = createLogger(config.log, io.stderr, { journal: io.journal === true });
   logger.addSecrets(loaded.secrets);
   io.onSecrets?.((text) => logger.mask(text));
   for (const warning of loaded.warnings) logger.warning(warning);

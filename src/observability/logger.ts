@@ -2,6 +2,7 @@ import { Writable } from 'node:stream';
 import { errorMessage, LightningStreamError } from '../errors.ts';
 import type { LogConfig, LogLevel } from '../config/types.ts';
 import { escapeControls, formatHuman, formatLogfmt, type LogLine } from './log-format.ts';
+import { journalPrefix } from './journal.ts';
 import { createSecretMask } from './secrets.ts';
 
 /**
@@ -35,6 +36,8 @@ export interface RootLogger extends Logger {
 export interface LoggerOptions {
   /** Colours in the human format; as the stream is a terminal or not when absent. */
   readonly colors?: boolean;
+  /** Each line begins with its level as systemd's journal wants it. */
+  readonly journal?: boolean;
   /** The clock, milliseconds since the epoch. */
   readonly now?: () => number;
 }
@@ -125,7 +128,8 @@ export function createLogger(
     }
     for (const [key, value] of Object.entries(fields)) add(key, value);
     line['msg'] = secrets.mask(message);
-    stream.write(render(JSON.stringify(line)));
+    const prefix = options.journal === true ? journalPrefix(level) : '';
+    stream.write(`${prefix}${render(JSON.stringify(line))}`);
   }
 
   function bind(bound: LogFields): Logger {

@@ -198,6 +198,10 @@ ${storage}
       what: 'the status names it',
       ...patient,
     });
+    // As docs/troubleshooting.md has it: trouble, and nothing else.
+    const trouble = 'journalctl --no-pager -o cat -u lightningstream@elsewhere -p warning';
+    expect(await machine.sh(trouble)).toMatch(/^[^<]* ERROR .*EROFS/m);
+    expect(await machine.sh(trouble)).not.toContain('INFO');
     await dropIn(
       'lightningstream@elsewhere.service',
       documented('ReadWritePaths=/srv/lmdb').replace('/srv/lmdb', '/srv/elsewhere'),
@@ -268,6 +272,9 @@ ${storage}
     await machine.run('rm', '/run/found');
     await machine.write(`${CONFIGS}/order.yaml`, 'nonsense: 1\n');
     await machine.run('systemctl', 'start', 'both.target');
+    expect(await machine.sh('journalctl --no-pager -o cat -u lightningstream@order -p err')).toContain(
+      'nonsense: unknown key',
+    );
     await isState('pdns', 'active');
     expect(await machine.run('cat', '/run/found')).toContain('order.lmdb\n');
     // It is tried for ever, and comes up once the mistake is mended.

@@ -1,15 +1,18 @@
+import { closeSync, fstatSync, openSync } from 'node:fs';
 import { PassThrough } from 'node:stream';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { LogConfig, LogFormat, LogLevel } from '../../src/config/types.ts';
 import { LightningStreamError } from '../../src/errors.ts';
+import { isJournal } from '../../src/observability/journal.ts';
 import { createLogger } from '../../src/observability/logger.ts';
+import { tempDir } from '../helpers/process.ts';
 
 const FORMATS: readonly LogFormat[] = ['human', 'logfmt', 'json'];
 const LEVELS: readonly LogLevel[] = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'];
 const NOW = Date.parse('2026-11-22T04:16:07.123Z');
 
-function setUp(config: Partial<LogConfig> = {}, options: { colors?: boolean } = {}) {
+function setUp(config: Partial<LogConfig> = {}, options: { colors?: boolean; journal?: boolean } = {}) {
   let text = '';
   const logger = createLogger(
     { level: 'info', format: 'json', timestamp: 'full', ...config },
@@ -93,6 +96,32 @@ describe('formats', () => {
     logger.info('x');
     expect(text().trimEnd()).toMatch(pattern);
   });
+});
+
+test('each line for the journal begins with its level, as sd-daemon(3) wants it', () => {
+  for (const format of FORMATS) {
+    const { logger, text } = setUp({ level: 'trace', format }, { journal: true });
+    for (const level of LEVELS) logger[level]('two\nlines');
+    const lines = text().trimEnd().split('\n');
+    expect(lines.map((line) => line.slice(0, 3))).toEqual(['<7>', '<7>', '<6>', '<4>', '<3>', '<2>']);
+    expect(lines.every((line) => line.includes('two'))).toBe(true);
+  }
+});
+
+test('the journal is behind a descriptor when JOURNAL_STREAM names what is there', async () => {
+  await using dir = await tempDir();
+  const file = openSync(dir.join('log'), 'w');
+  try {
+    const { dev, ino } = fstatSync(file);
+    expect(isJournal({ JOURNAL_STREAM: `${dev}:${ino}` }, file)).toBe(true);
+    // Inherited by a process whose output goes elsewhere.
+    expect(isJournal({ JOURNAL_STREAM: `${dev}:${ino + 1}` }, file)).toBe(false);
+    expect(isJournal({ JOURNAL_STREAM: '' }, file)).toBe(false);
+    expect(isJournal({}, file)).toBe(false);
+  } finally {
+    closeSync(file);
+  }
+  expect(isJournal({ JOURNAL_STREAM: '1:1' }, 999_999)).toBe(false);
 });
 
 test('a level lets itself and all above through', () => {
