@@ -213,6 +213,8 @@ export interface MergeRequest {
   checkSchema: boolean
   /** Null: it has none. */
   schema: NativeSchema | null
+  /** The snapshot's must be the same as this, if it tells one; null: whatever it is. */
+  snapshotSchema: NativeSchema | null
 }
 
 /** Migrates a main database and its shards to another schema, or plans that. */
@@ -837,7 +839,7 @@ export interface SnapshotDumpRequest {
 }
 
 /** The schema of a snapshot; `exact`: as a number, where there is one. */
-export declare function snapshotSchema(path: string, exact: boolean, work: Work): Promise<SchemaOutcome>
+export declare function snapshotSchema(path: string, work: Work): Promise<SchemaOutcome>
 
 /** r" Outcome of `stats`.  */
 export interface StatsOutcome {

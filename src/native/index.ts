@@ -85,10 +85,10 @@ export function loadNative(): Native {
       );
       return { ...meta, ...sizes };
     },
-    snapshotSchema: async (snapshotPath, { exact, signal }) => {
+    snapshotSchema: async (snapshotPath, { signal }) => {
       const work = new addon.Work();
       return await abortable<SchemaVersion | null>(work, { ...(signal && { signal }) }, () =>
-        addon.snapshotSchema(snapshotPath, exact, work),
+        addon.snapshotSchema(snapshotPath, work),
       );
     },
     dumpSnapshot: async (snapshotPath, options) => {
@@ -170,6 +170,7 @@ class NativeEnvironment implements Environment {
       guard: options.guard ?? false,
       checkSchema: options.schema !== undefined,
       schema: options.schema ?? null,
+      snapshotSchema: options.snapshotSchema ?? null,
     };
     return this.#work(options, (work) => this.#handle.merge(request, work));
   }

@@ -185,6 +185,8 @@ export interface MergeOptions extends Abortable {
   readonly captureNano: bigint;
   /** `SCHEMA_CHANGED` instead of writing when the LMDB's schema is another by then; null: it had none. Left out: whatever it is. */
   readonly schema?: SchemaVersion | null;
+  /** `SCHEMA_MISMATCH`, before the write lock is taken, when the snapshot has another schema; null: whatever it has. */
+  readonly snapshotSchema?: SchemaVersion | null;
   /** Deletions older than this (ns) are not added; 0 = all are. */
   readonly deletedCutoffNano: bigint;
   /** Flags to create a missing DBI with, by name, instead of the snapshot's. */
@@ -592,13 +594,9 @@ export interface Native {
     options?: { signal?: AbortSignal; onProgress?: (progress: Progress) => void },
   ): Promise<SnapshotMeta & { dbis: number; entries: number; bytes: number }>;
   /**
-   * The schema of a snapshot; null when nothing in it tells one. Reads no further than to the first DBI whose name tells; with `exact`
-   * to the number, where there is one.
+   * The schema of a snapshot; null when nothing in it tells one. Reads no further than to the number, where there is one.
    */
-  snapshotSchema(
-    path: string,
-    options: { readonly exact: boolean; readonly signal?: AbortSignal },
-  ): Promise<SchemaVersion | null>;
+  snapshotSchema(path: string, options: { readonly signal?: AbortSignal }): Promise<SchemaVersion | null>;
   /**
    * Writes a snapshot's records to the process's standard output, with flat memory; nothing of a corrupt one. Codes `INVALID_ARGUMENT`: it
    * has no such DBI; `EPIPE`: nobody reads the output any more.
@@ -609,7 +607,7 @@ export interface Native {
 /**
  * Codes of native errors. `SNAPSHOT_CORRUPT`: framing or checksum, found by reading alone. `SNAPSHOT_REFUSED`: readable, but
  * cannot be merged (version, transform, flags, key size …). `HEADER_INVALID`: a local value has no valid header;
- * `DBI_UNSUPPORTED`, `VALUE_TOO_LARGE`: it cannot travel. `SCHEMA_CHANGED`: see {@link MergeOptions}.
+ * `DBI_UNSUPPORTED`, `VALUE_TOO_LARGE`: it cannot travel. `SCHEMA_CHANGED`, `SCHEMA_MISMATCH`: see {@link MergeOptions}.
  * `ABORTED`, `IO`, `ALREADY_OPEN`, `CLOSED`, `PANIC`, `INVALID_ARGUMENT` and LMDB's own names (`MDB_MAP_FULL`, `MDB_VERSION_MISMATCH`,
  * `MDB_INVALID`, `MDB_CORRUPTED`, `MDB_READERS_FULL`, `MDB_DBS_FULL`, …); system errors by name (`ENOSPC`, `EACCES`, `ENOENT`, …).
  */

@@ -269,8 +269,3 @@ export function isSame(a: SchemaVersion, b: SchemaVersion): boolean {
   if (oldA || oldB) return oldA && oldB;
   return !a.exact || !b.exact || a.version === b.version;
 }
-
-/** The number has to be looked for to compare with this one; otherwise a name is enough. */
-export function needsNumber({ version, exact }: SchemaVersion): boolean {
-  return exact && version > lastOld;
-}

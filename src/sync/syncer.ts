@@ -23,7 +23,7 @@ import type { SyncContext } from './context.ts';
 import { capturedFields, durations, Publisher } from './publisher.ts';
 import { type ReadySnapshot, Receiver } from './receiver.ts';
 import { Repeats } from './repeats.ts';
-import { isSame, needsNumber, SchemaGuard } from './schema-guard.ts';
+import { SchemaGuard } from './schema-guard.ts';
 import { Sweeper } from './sweeper.ts';
 import { Bell, sleep } from './wait.ts';
 
@@ -473,22 +473,6 @@ export class Syncer {
     return instance === this.#o.instance ? receiver.wantsOwn : receiver.instances.has(instance);
   }
 
-  /** What to do with a snapshot as far as its schema goes. */
-  async #verdict({ path, name }: ReadySnapshot, signal: AbortSignal): Promise<'merge' | 'hold' | 'wait'> {
-    const { native } = this.#o;
-    const guard = this.#guard;
-    if (!guard.enabled) return 'merge';
-    const byMain = guard.verdictByMain(name.instance);
-    if (byMain !== undefined) return byMain;
-    const { expected } = guard;
-    if (expected === null) return 'merge';
-    let schema = await native.snapshotSchema(path, { exact: needsNumber(expected), signal });
-    // For people.
-    if (schema !== null && !schema.exact && !isSame(expected, schema))
-      schema = await native.snapshotSchema(path, { exact: true, signal });
-    return guard.noteRemote(name.instance, schema) ? 'merge' : 'hold';
-  }
-
   /** Step 1: merges every snapshot that is ready; with local changes at most eleven. */
   async #mergeReady(session: Session): Promise<void> {
     const { env, receiver, state, signal } = session;
@@ -506,7 +490,7 @@ export class Syncer {
       let result: MergeResult;
       try {
         await this.#lookAtSchema(session);
-        const verdict = await this.#verdict(snapshot, signal);
+        const verdict = guard.enabled ? guard.verdictByMain(snapshot.name.instance) : undefined;
         if (verdict === 'wait') {
           receiver.keep(snapshot);
           continue;
@@ -524,7 +508,7 @@ export class Syncer {
           deletedCutoffNano: deletedCutoffNano(config.sweeper, clock.wallNano()),
           createFlags: createFlags(lmdb),
           headerExtraPaddingBlock: lmdb.headerExtraPaddingBlock,
-          ...(guard.enabled && { schema: guard.local }),
+          ...(guard.enabled && { schema: guard.local, snapshotSchema: guard.expected }),
           signal,
         });
       } catch (error) {
@@ -538,11 +522,13 @@ export class Syncer {
       // So that a merge never causes an upload. After a local change the id stays: the change has to be uploaded.
       if (!localChange && result.transactionId !== null) state.lastSyncedTxnId = result.transactionId;
       await receiver.done(snapshot, 'merged');
-      // An LMDB without a schema takes what it gets.
-      if (guard.enabled && guard.expected === null) {
-        state.schemaTxnId = undefined;
-        await this.#lookAtSchema(session);
-        guard.noteRemote(snapshot.name.instance, guard.local);
+      if (guard.enabled) {
+        // An LMDB without a schema takes what it gets.
+        if (guard.expected === null) {
+          state.schemaTxnId = undefined;
+          await this.#lookAtSchema(session);
+        }
+        guard.noteRemote(snapshot.name.instance, guard.expected);
       }
       this.#logMerge(snapshot, result, clock.monotonicMs() - fromMs);
       // Of our own a later one may have appeared meanwhile.
@@ -561,13 +547,18 @@ export class Syncer {
   }
 
   async #mergeFailed(
-    { env, receiver, state, signal }: Session,
+    session: Session,
     snapshot: ReadySnapshot,
     error: unknown,
     before: { readonly fault: Fault | undefined; readonly failedMs: number },
   ): Promise<void> {
+    const { env, receiver, state, signal } = session;
     const code = errorCode(error);
     const { name } = snapshot;
+    if (!signal.aborted && code === 'SCHEMA_MISMATCH') {
+      const schema = await this.#o.native.snapshotSchema(snapshot.path, { signal }).catch(() => null);
+      if (!this.#guard.noteRemote(name.instance, schema)) return this.#hold(session, snapshot);
+    }
     if (!signal.aborted && (code === 'SNAPSHOT_CORRUPT' || code === 'SNAPSHOT_REFUSED')) {
       const refused = code === 'SNAPSHOT_REFUSED';
       const fields = { filename: name.name, snapshot_instance: name.instance, error };

@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadNative } from '../../src/native/index.ts';
 import type { Environment, MergeOptions, Native, SchemaVersion } from '../../src/native/types.ts';
-import { isSame, needsNumber, schemaText } from '../../src/sync/schema-guard.ts';
+import { isSame, schemaText } from '../../src/sync/schema-guard.ts';
 import { Syncer } from '../../src/sync/syncer.ts';
 import { systemClock } from '../../src/sync/wait.ts';
 import { until } from '../helpers/process.ts';
@@ -173,13 +173,6 @@ describe('schemas', () => {
 
   it('are told so that people understand them', () => {
     expect([exact(6), old, recent].map(schemaText)).toEqual(['6', '4 or older', '5 or newer']);
-    expect([exact(4), exact(5), exact(6), old, recent].map(needsNumber)).toEqual([
-      false,
-      true,
-      true,
-      false,
-      false,
-    ]);
   });
 });
 

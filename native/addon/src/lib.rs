@@ -407,6 +407,8 @@ pub struct MergeRequest {
     pub check_schema: bool,
     /// Null: it has none.
     pub schema: Option<schema::NativeSchema>,
+    /// The snapshot's must be the same as this, if it tells one; null: whatever it is.
+    pub snapshot_schema: Option<schema::NativeSchema>,
 }
 
 /// Head of a snapshot.
@@ -676,6 +678,7 @@ impl NativeEnvironment {
                 options.create_flags = request.create_flags.into_iter().collect::<BTreeMap<_, _>>();
                 options.padding_block = request.header_extra_padding_block;
                 options.schema = request.check_schema.then(|| Expected(request.schema.map(Into::into)));
+                options.snapshot_schema = request.snapshot_schema.map(Into::into);
                 if request.shadow {
                     let nano = request.capture_nano.get_u64().1;
                     options.shadow = Some(capture::shadow(nano, called, request.dupsort_hack, request.guard));

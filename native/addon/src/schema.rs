@@ -66,8 +66,8 @@ impl NativeEnvironment {
     }
 }
 
-/// The schema of a snapshot; `exact`: as a number, where there is one.
+/// The schema of a snapshot.
 #[napi(catch_unwind, ts_return_type = "Promise<SchemaOutcome>")]
-pub fn snapshot_schema<'env>(env: &'env Env, path: String, exact: bool, work: &Work) -> napi::Result<Object<'env>> {
-    run(env, "ls-schema", Some(work), move |cancel| of_snapshot(Path::new(&path), exact, cancel), outcome)
+pub fn snapshot_schema<'env>(env: &'env Env, path: String, work: &Work) -> napi::Result<Object<'env>> {
+    run(env, "ls-schema", Some(work), move |cancel| of_snapshot(Path::new(&path), true, cancel), outcome)
 }

@@ -18,6 +18,8 @@ pub enum Code {
     WrongMode,
     /// The schema of the local LMDB is another one than the caller decided on.
     SchemaChanged,
+    /// The snapshot's schema is not the one that the caller wants.
+    SchemaMismatch,
     /// A DBI of the local LMDB is of a kind that cannot be synchronised.
     DbiUnsupported,
     /// A value is larger than a snapshot can carry.
@@ -53,6 +55,7 @@ impl Code {
             Code::HeaderInvalid => "HEADER_INVALID".into(),
             Code::WrongMode => "WRONG_MODE".into(),
             Code::SchemaChanged => "SCHEMA_CHANGED".into(),
+            Code::SchemaMismatch => "SCHEMA_MISMATCH".into(),
             Code::DbiUnsupported => "DBI_UNSUPPORTED".into(),
             Code::ValueTooLarge => "VALUE_TOO_LARGE".into(),
             Code::AlreadyOpen => "ALREADY_OPEN".into(),

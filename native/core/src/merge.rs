@@ -19,7 +19,7 @@ use crate::dupsort;
 use crate::error::{Code, Error, Result};
 use crate::header::{self, FLAG_DELETED, Native, SYNCED_FLAGS};
 use crate::lmdb::{Dbi, Environment, KeyOrder, MAX_KEY_BYTES, ReadCursor, WriteCursor, WriteTxn, flags};
-use crate::schema::Expected;
+use crate::schema::{self, Expected, Schema};
 use crate::snapshot::Meta;
 use crate::snapshot::decode::{DbiHeader, Event, Index, Reader};
 use crate::snapshot::wire::FORMAT_VERSION;
@@ -56,6 +56,8 @@ pub struct MergeOptions<'a> {
     pub shadow: Option<Shadow>,
     /// The schema that the LMDB must still have when it is written to.
     pub schema: Option<Expected>,
+    /// The schema that the snapshot must have, if it tells one.
+    pub snapshot_schema: Option<Schema>,
     /// Bytes of candidates to keep before streaming in the write transaction.
     pub budget_bytes: usize,
 }
@@ -71,6 +73,7 @@ impl<'a> MergeOptions<'a> {
             padding_block: false,
             shadow: None,
             schema: None,
+            snapshot_schema: None,
             budget_bytes: DEFAULT_BUDGET_BYTES,
         }
     }
@@ -112,7 +115,8 @@ pub struct Merged {
 /// Merges one snapshot into the environment.
 ///
 /// # Errors
-/// [`Code::SnapshotCorrupt`] and [`Code::SnapshotRefused`] blame the snapshot, all others the local side. Nothing was written then.
+/// [`Code::SnapshotCorrupt`] and [`Code::SnapshotRefused`] blame the snapshot; [`Code::SchemaMismatch`] and [`Code::SchemaChanged`] nobody; all
+/// others the local side. Nothing was written then.
 pub fn merge(env: &Environment, options: &MergeOptions<'_>, cancel: &Cancel) -> Result<Merged> {
     persist(env, || merge_any_order(env, options, cancel))
 }
@@ -181,6 +185,8 @@ struct Merge<'a> {
     bytes: u64,
     /// How long the keys of each DBI of integer keys are: LMDB compares them without looking.
     integer_bytes: BTreeMap<String, usize>,
+    /// The snapshot's schema needs no further look.
+    schema_known: bool,
 }
 
 /// What the plan came to.
@@ -197,7 +203,16 @@ enum Plan {
 
 impl<'a> Merge<'a> {
     fn new(env: &'a Environment, options: &'a MergeOptions<'a>, cancel: &'a Cancel, index: Option<Index>) -> Self {
-        Self { env, options, cancel, index, out: Merged::default(), bytes: 0, integer_bytes: BTreeMap::new() }
+        Self {
+            env,
+            options,
+            cancel,
+            index,
+            out: Merged::default(),
+            bytes: 0,
+            integer_bytes: BTreeMap::new(),
+            schema_known: options.snapshot_schema.is_none(),
+        }
     }
 
     /// `None`: begin again with an index.
@@ -209,6 +224,8 @@ impl<'a> Merge<'a> {
             Plan::Nothing => {}
             Plan::Apply(candidates) if self.apply(&candidates)? => {}
             Plan::Apply(_) | Plan::Stream => {
+                // Without the lock.
+                self.look_for_schema()?;
                 if !self.stream()? {
                     return Ok(None);
                 }
@@ -252,6 +269,9 @@ impl<'a> Merge<'a> {
                 Event::Entry { key, value, timestamp, flags } => {
                     let Some((target, cursor)) = &mut current else { continue };
                     self.count_entry(key.len() + value.len())?;
+                    if !self.schema_known {
+                        self.check_number(&target.name, key, value, flags)?;
+                    }
                     let ascending = self.check_key(target, key)?;
                     // Keys may come twice only when they are not in order; then the later meets the earlier.
                     candidates.recheck |= !ascending;
@@ -273,6 +293,7 @@ impl<'a> Merge<'a> {
             }
         }
         self.take_head(&reader);
+        self.schema_known = true;
         Ok(if candidates.dbis.iter().all(|dbi| !dbi.create && dbi.entries == 0) {
             Plan::Nothing
         } else {
@@ -372,6 +393,42 @@ impl<'a> Merge<'a> {
         Ok(true)
     }
 
+    /// Names of DBIs tell old schemas from new ones.
+    fn check_name(&mut self, name: &str) -> Result<()> {
+        match self.options.snapshot_schema {
+            Some(wanted) if !self.schema_known && wanted.check(schema::by_name(None, name)).is_err() => {
+                // Where old and new names are side by side, one does not tell.
+                self.look_into_snapshot(wanted)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The number tells the rest.
+    #[inline(never)]
+    fn check_number(&mut self, dbi: &str, key: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        let Some(wanted) = self.options.snapshot_schema else { return Ok(()) };
+        let number = schema::of_entry(dbi, key, value, flags);
+        self.schema_known = number.is_some();
+        wanted.check(number)
+    }
+
+    /// Finds out beforehand what can be found out with little effort, unless the schema is known.
+    fn look_for_schema(&mut self) -> Result<()> {
+        let Some(wanted) = self.options.snapshot_schema.filter(|_| !self.schema_known) else { return Ok(()) };
+        let by_name = !wanted.needs_number();
+        if by_name && wanted.check(schema::of_snapshot(self.options.path, false, self.cancel)?).is_ok() {
+            return Ok(());
+        }
+        self.look_into_snapshot(wanted)
+    }
+
+    fn look_into_snapshot(&mut self, wanted: Schema) -> Result<()> {
+        wanted.check(schema::of_snapshot(self.options.path, true, self.cancel)?)?;
+        self.schema_known = true;
+        Ok(())
+    }
+
     fn begin(&mut self, may_create: bool) -> Result<WriteTxn<'a>> {
         let started = Instant::now();
         let txn = self.env.write(may_create, self.cancel)?;
@@ -408,6 +465,7 @@ impl<'a> Merge<'a> {
             self.out.ignored.push(head.name);
             return Ok(None);
         }
+        self.check_name(&head.name)?;
         let refuse = |text: String| Err(Error::refused(text).in_dbi(head.name.as_str()));
         if format_version == 0 {
             return refuse("the snapshot has no formatVersion".into());

@@ -44,6 +44,43 @@ impl fmt::Display for Schema {
     }
 }
 
+impl Schema {
+    /// Whether servers of both may share data, as far as is known: 3 and 4 are one format.
+    #[must_use]
+    pub fn is_same(self, other: Self) -> bool {
+        match (self.version <= LAST_OLD, other.version <= LAST_OLD) {
+            (false, false) => !self.exact || !other.exact || self.version == other.version,
+            (old, other_old) => old == other_old,
+        }
+    }
+
+    /// Only the number of another one tells whether it is the same; otherwise names are enough.
+    #[must_use]
+    pub fn needs_number(self) -> bool {
+        self.exact && self.version > LAST_OLD
+    }
+
+    /// # Errors
+    /// [`Code::SchemaMismatch`] when the snapshot's schema is known, and not the same as this one.
+    pub fn check(self, snapshot: Option<Self>) -> Result<()> {
+        match snapshot {
+            Some(found) if !found.is_same(self) => {
+                let message = format!("the snapshot has schema {found}, and {self} is wanted");
+                Err(Error::new(Code::SchemaMismatch, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The number, if this entry of a snapshot is the one that tells it.
+pub(crate) fn of_entry(dbi: &str, key: &[u8], value: &[u8], flags: u32) -> Option<Schema> {
+    if dbi != DBI || key != KEY || flags & u32::from(header::FLAG_DELETED) != 0 {
+        return None;
+    }
+    number(value).map(|version| Schema { version, exact: true })
+}
+
 /// The number in a stored value: with or without a header, in either byte order. Nobody has counted to 65536 yet.
 fn number(stored: &[u8]) -> Option<u32> {
     let value = if stored.len() == 4 { stored } else { header::parse(stored).ok()?.value };
@@ -53,7 +90,7 @@ fn number(stored: &[u8]) -> Option<u32> {
 }
 
 /// What the name of a DBI tells. Where old and new ones are side by side the new ones count: what was left or came from elsewhere is old.
-fn by_name(known: Option<Schema>, name: &str) -> Option<Schema> {
+pub(crate) fn by_name(known: Option<Schema>, name: &str) -> Option<Schema> {
     if name.ends_with(NEW_SUFFIX) && !name.starts_with(PRIVATE_PREFIX) {
         Some(Schema { version: LAST_OLD + 1, exact: false })
     } else if known.is_none() && OLD_NAMES.contains(&name) {
@@ -124,12 +161,12 @@ pub fn of_snapshot(path: &Path, exact: bool, cancel: &Cancel) -> Result<Option<S
 fn look(path: &Path, exact: bool, index: Option<Index>, cancel: &Cancel) -> Result<Option<Option<Schema>>> {
     let mut reader = Reader::open(path, cancel, index)?;
     let mut found = None;
-    let mut here = false;
+    let mut current = String::new();
     let mut entries = 0u64;
     loop {
         match reader.next() {
             Ok(Event::Dbi(dbi)) => {
-                here = dbi.name == DBI;
+                current.clone_from(&dbi.name);
                 found = by_name(found, &dbi.name);
                 if !exact && found.is_some() {
                     return Ok(Some(found));
@@ -140,12 +177,8 @@ fn look(path: &Path, exact: bool, index: Option<Index>, cancel: &Cancel) -> Resu
                 if entries.is_multiple_of(CHECK_EVERY) {
                     cancel.check()?;
                 }
-                if here
-                    && key == KEY
-                    && flags & u32::from(header::FLAG_DELETED) == 0
-                    && let Some(version) = number(value)
-                {
-                    return Ok(Some(Some(Schema { version, exact: true })));
+                if let Some(number) = of_entry(&current, key, value, flags) {
+                    return Ok(Some(Some(number)));
                 }
             }
             Ok(Event::NeedsIndex) => return Ok(None),

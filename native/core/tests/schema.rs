@@ -181,3 +181,68 @@ fn so_in_shadow_mode() {
     assert_eq!(attempt(3).unwrap_err().code, Code::SchemaChanged);
     assert_eq!(attempt(4).unwrap().added, 1);
 }
+
+/// A snapshot of these tables, in which `pdns` has this value, if any.
+fn snapshot(path: &Path, names: &[&str], number: Option<&[u8]>, entries: u32) {
+    let dir = temp_dir();
+    let env = open(&file(&dir, "source.mdb"), 64 << 20);
+    for name in names {
+        let all: Vec<_> = (0..entries).map(|i| (i.to_be_bytes().to_vec(), native(9, 1, 0, b"v"))).collect();
+        put_raw(&env, name, 0, &all);
+    }
+    if let Some(number) = number {
+        put_raw(&env, "pdns", 0, &[(KEY.to_vec(), native(9, 1, 0, number))]);
+    }
+    publish_to(&env, path);
+}
+
+#[test]
+fn a_merge_refuses_another_schema_without_the_lock() {
+    const OLD: Schema = Schema { version: 4, exact: false };
+    const NEW: Schema = Schema { version: 5, exact: false };
+    let [three, four, five, six] = [3, 4, 5, 6].map(|version| Schema { version, exact: true });
+    let shadow = Shadow { guard: true, stamp: Stamp::Fixed(5), dupsort_hack: true };
+    // Few entries are kept in memory between plan and apply; many make the merge stream without having seen the number.
+    for entries in [1, 20_000] {
+        let dir = temp_dir();
+        let path = file(&dir, "s.pb.gz");
+        for (names, number, same, other) in [
+            (&["domains_v5"][..], Some(&[0, 0, 0, 5][..]), &[five, NEW][..], &[three, four, six, OLD][..]),
+            (&["domains_v5"], Some(&[0, 0, 0, 6]), &[six, NEW], &[four, five, OLD]),
+            (&["domains"], Some(&[4, 0, 0, 0]), &[three, four, OLD], &[five, NEW]),
+            (&["records_v5"], None, &[five, six, NEW], &[four, OLD]),
+            (&["records"], None, &[three, four, OLD], &[five, NEW]),
+            // What was left behind does not count.
+            (&["records", "records_v5"], None, &[five, NEW], &[four, OLD]),
+            (&["domains", "domains_v5"], Some(&[0, 0, 0, 5]), &[five, NEW], &[four, six, OLD]),
+            (&["data"], None, &[four, five, OLD, NEW], &[]),
+        ] {
+            snapshot(&path, names, number, entries);
+            for mode in [None, Some(shadow)] {
+                for (wanted, expected) in same.iter().map(|w| (w, true)).chain(other.iter().map(|w| (w, false))) {
+                    let env = open(&file(&dir, "a.mdb"), 64 << 20);
+                    let outcome = std::thread::scope(|scope| {
+                        // Whoever wants the lock for what is refused waits for ever. Only where old names come before new ones is it
+                        // not known before.
+                        let held = (!expected && names.len() == 1).then(|| env.write(false, &Cancel::new()).unwrap());
+                        let outcome = scope.spawn(|| small(&env, &path, *wanted, mode)).join().unwrap();
+                        drop(held);
+                        outcome
+                    });
+                    let what =
+                        format!("{names:?} {number:?} into {wanted}, {entries} entries, shadow: {}", mode.is_some());
+                    assert_eq!(outcome.err(), (!expected).then_some(Code::SchemaMismatch), "{what}");
+                    assert_eq!(of(&env).is_none(), !expected || *names == ["data"], "{what}");
+                    drop(env);
+                    std::fs::remove_file(file(&dir, "a.mdb")).unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn small(env: &Environment, path: &Path, wanted: Schema, shadow: Option<Shadow>) -> Result<u64, Code> {
+    let options =
+        MergeOptions { snapshot_schema: Some(wanted), shadow, budget_bytes: 64 << 10, ..MergeOptions::new(path) };
+    merge(env, &options, &Cancel::new()).map(|merged| merged.entries).map_err(|error| error.code)
+}

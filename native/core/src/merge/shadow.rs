@@ -155,7 +155,8 @@ pub fn pending(env: &Environment, options: &CaptureOptions, cancel: &Cancel) -> 
 
 impl Merge<'_> {
     /// `None`: begin again with an index.
-    pub(super) fn run_shadow(self, shadow: Shadow) -> Result<Option<Merged>> {
+    pub(super) fn run_shadow(mut self, shadow: Shadow) -> Result<Option<Merged>> {
+        self.look_for_schema()?;
         let mut round = Round::new(self, shadow, true);
         Ok(round.run()?.then_some(round.merge.out))
     }
