@@ -305,7 +305,7 @@ function explain(operation: StorageError['operation'], failure: Failure, target:
   }
   if (text === '') return 'the request failed';
   return /credential/i.test(text)
-    ? `no credentials: set access_key and secret_key in storage.options, or those of the AWS default chain (${text})`
+    ? `no credentials: set access_key and secret_key in storage.options (an unset variable leaves them empty), or those of the AWS default chain (${text})`
     : `${text}${via}`;
 }
 
