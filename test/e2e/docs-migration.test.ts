@@ -174,6 +174,8 @@ class Host implements AsyncDisposable {
     const backups = readdirSync(this.database).filter((name) => name.startsWith('lightningstream-backup-'));
     const here = line
       .replace(/ +#.*$/, '')
+      // Enough here: it looks each second.
+      .replace('sleep 10', 'sleep 3')
       .replaceAll('--to 5', `--to ${this.#way.schema}`)
       .replaceAll('/etc/lightningstream/main.yaml', this.config)
       .replaceAll('/root/main-v4.yaml', this.oldConfig)
