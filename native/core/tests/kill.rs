@@ -1,19 +1,19 @@
 //! `kill -9` at every write to the file: what is left is what some transaction committed, and doing the work again comes to the end that
 //! it has undisturbed.
 //!
-//! The work is done by another process, this test program itself. There the functions by which liblmdb writes are those below, which
-//! count, and kill their process at the given one: before it, or when it has done half.
-// Replacing functions of the C library and calling the kernel in their place cannot be done otherwise.
-#![allow(unsafe_code)]
+//! The work is done by another process, this test program itself. There the functions by which liblmdb writes are those of [`writes`],
+//! which count, and kill their process at the given one: before it, or when it has done half.
 #![cfg(target_env = "gnu")]
 
 mod common;
+#[path = "common/writes.rs"]
+mod writes;
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Random, native, open, publish_to, put_raw, temp_dir};
@@ -24,91 +24,12 @@ use lightningstream_core::merge::{CaptureOptions, MergeOptions, SHADOW_PREFIX, S
 use lightningstream_core::publish::publish_shadow;
 use lightningstream_core::snapshot::Meta;
 use lightningstream_core::sweep::{SweepOptions, sweep};
+use writes::{ARMED, KILL_AT, STEPS, TORN};
 
 /// `SCENARIO STEP TORN DIRECTORY`: this process is the other one.
 const VARIABLE: &str = "LS_TEST_KILL";
 /// How many writes it made, in its directory, when it came to the end.
 const STEPS_FILE: &str = "steps";
-
-/// Only what liblmdb does after this counts.
-static ARMED: AtomicBool = AtomicBool::new(false);
-static STEPS: AtomicU64 = AtomicU64::new(0);
-/// 0: never.
-static KILL_AT: AtomicU64 = AtomicU64::new(0);
-static TORN: AtomicBool = AtomicBool::new(false);
-
-/// What becomes of a call.
-#[derive(PartialEq)]
-enum Fate {
-    Done,
-    Half,
-}
-
-/// Counts a call; does not return when it is the one before which the process is killed.
-fn fate() -> Fate {
-    if !ARMED.load(Ordering::Relaxed) || STEPS.fetch_add(1, Ordering::Relaxed) + 1 != KILL_AT.load(Ordering::Relaxed) {
-        return Fate::Done;
-    }
-    if TORN.load(Ordering::Relaxed) {
-        return Fate::Half;
-    }
-    die()
-}
-
-fn die() -> ! {
-    // SAFETY: no arguments.
-    let pid = unsafe { libc::getpid() };
-    // SAFETY: a signal to this process; numbers only.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    unreachable!("killed")
-}
-
-/// # Safety
-/// As pwrite(2).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pwrite(
-    fd: libc::c_int,
-    buffer: *const libc::c_void,
-    count: libc::size_t,
-    offset: libc::off_t,
-) -> libc::ssize_t {
-    let fate = fate();
-    // The kernel stops between pages, if anywhere.
-    let half = if fate == Fate::Half && count > 4096 { count / 2 / 4096 * 4096 } else { count };
-    // SAFETY: the caller's arguments, of which at most `count` bytes are read.
-    let written = unsafe { libc::syscall(libc::SYS_pwrite64, fd, buffer, half, offset) };
-    if fate == Fate::Half {
-        die();
-    }
-    written as libc::ssize_t
-}
-
-/// # Safety
-/// As writev(2).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn writev(fd: libc::c_int, parts: *const libc::iovec, count: libc::c_int) -> libc::ssize_t {
-    let fate = fate();
-    let half = if fate == Fate::Half { count / 2 } else { count };
-    // SAFETY: the caller's arguments, of which at most `count` parts are read.
-    let written = unsafe { libc::syscall(libc::SYS_writev, fd, parts, half) };
-    if fate == Fate::Half {
-        die();
-    }
-    written as libc::ssize_t
-}
-
-/// # Safety
-/// As fdatasync(2).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fdatasync(fd: libc::c_int) -> libc::c_int {
-    let fate = fate();
-    // SAFETY: a number only.
-    let synced = unsafe { libc::syscall(libc::SYS_fdatasync, fd) };
-    if fate == Fate::Half {
-        die();
-    }
-    synced as libc::c_int
-}
 
 /// Everything in the environment, in order, duplicates included.
 type State = BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>>;

@@ -1,90 +1,22 @@
 //! Schema upgrades of PowerDNS's LMDBs: databases of real servers, what these servers make of them themselves, and cases made by hand.
 
 mod common;
+#[path = "common/pdns.rs"]
+mod pdns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::{file, native, open, put_raw, temp_dir};
 use lightningstream_core::header::{self, FLAG_DELETED};
 use lightningstream_core::lmdb::{Environment, flags};
-use lightningstream_core::pdns_migrate::{Report, Request, Side, Untracked, migrate, status};
+use lightningstream_core::pdns_migrate::{Report, Request, Side, Untracked, status};
 use lightningstream_core::{Cancel, Code, Error, Result};
+use pdns::{MAIN, State, golden, hex, lay, look, now, request, run, unpack};
 use serde_json::Value;
 use tempfile::TempDir;
-
-const MAIN: &str = "pdns.lmdb";
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../test/golden/migrate")
-}
-
-fn unpack(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(fs::File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
-}
-
-fn request(dir: &TempDir, to: u32) -> Request {
-    Request {
-        path: dir.path().join(MAIN),
-        no_subdir: true,
-        to,
-        write: true,
-        backup_dir: None,
-        untracked: Untracked::Now,
-        ignore_shadow: false,
-        keep_shadow: false,
-        side: None,
-        merge_shards: false,
-        force: false,
-        now: now(),
-    }
-}
-
-fn run(request: &Request) -> Result<Report> {
-    migrate(request, &Cancel::new())
-}
-
-/// Lays the files of a golden case out.
-fn lay(name: &str, files: &[String]) -> TempDir {
-    let dir = temp_dir();
-    for file in files {
-        fs::write(dir.path().join(file), unpack(&golden().join(name).join(format!("{file}.gz")))).unwrap();
-    }
-    dir
-}
-
-/// Flags and entries of each DBI.
-type State = BTreeMap<String, (u32, Vec<(Vec<u8>, Vec<u8>)>)>;
-
-fn look(path: &Path) -> (u64, State) {
-    let env = open(path, 0);
-    let txn = env.read().unwrap();
-    let mut all = State::new();
-    for name in txn.dbi_names() {
-        let dbi = txn.dbi(name).unwrap().unwrap();
-        let mut cursor = txn.cursor(dbi).unwrap();
-        let mut entries = Vec::new();
-        while let Some((key, value)) = cursor.next().unwrap() {
-            entries.push((key.to_vec(), value.to_vec()));
-        }
-        all.insert(name.to_owned(), (dbi.flags, entries));
-    }
-    (txn.id(), all)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Every data file with what it holds and LastTxnID; lock files are left out.
 fn all_files(dir: &TempDir) -> BTreeMap<String, Vec<u8>> {
@@ -212,4 +144,380 @@ fn databases_of_real_servers_become_what_the_server_makes_of_them_with_the_times
         assert!(all_files(&dir) == after, "{}: the second run changes something", case.name);
     }
     assert_eq!(seen, 16);
+}
+
+fn case(name: &str) -> (TempDir, u32) {
+    let case = cases().into_iter().find(|case| case.name == name).unwrap();
+    (lay(name, &case.files), case.to)
+}
+
+fn expected(name: &str, file: &str, kind: &str) -> Value {
+    json(&golden().join(name).join(format!("{file}.{kind}.json.gz")))
+}
+
+fn assert_refused(result: Result<Report>, words: &[&str]) -> Error {
+    let error = result.unwrap_err();
+    assert_eq!(error.code, Code::Refused, "{error}");
+    let text = error.to_string();
+    assert!(words.iter().all(|word| text.contains(word)) && !text.contains('\n'), "{text}");
+    error
+}
+
+#[test]
+fn what_nobody_tracked_is_of_now_or_just_newer_or_refused() {
+    let (dir, to) = case("v4-drift");
+    let before = all_files(&dir);
+    let (_, original) = look(&file(&dir, "pdns.lmdb-0"));
+    // Its opening made a lock file.
+    fs::remove_file(file(&dir, "pdns.lmdb-0-lock")).unwrap();
+    let fail = Request { untracked: Untracked::Fail, ..request(&dir, to) };
+    assert_refused(run(&fail), &["pdns.lmdb-0", "records", "changed after"]);
+    assert!(all_files(&dir) == before);
+    let shadow: BTreeMap<_, _> = original["_sync_shadow_records"].1.iter().cloned().collect();
+    let done = run(&Request { untracked: Untracked::Old, ..request(&dir, to) }).unwrap();
+    let (_, state) = look(&file(&dir, "pdns.lmdb-0"));
+    let all = expected("v4-drift", "pdns.lmdb-0", "ls5");
+    let wanted = all["records_v5"]["entries"].as_array().unwrap();
+    let mut seen = (0, 0, 0);
+    for ((key, stored), wanted) in state["records_v5"].1.iter().zip(wanted) {
+        let timestamp = header::parse(stored).unwrap().timestamp;
+        if wanted[1] != "now" {
+            assert_eq!(timestamp.to_string(), wanted[1].as_str().unwrap());
+        } else if let Some(tracked) = shadow.get(key) {
+            assert_eq!(timestamp, header::parse(tracked).unwrap().timestamp + 1);
+            seen = (seen.0 + 1, seen.1, seen.2 + u64::from(wanted[2] == 1));
+        } else {
+            assert_eq!(timestamp, 1);
+            seen.1 += 1;
+        }
+    }
+    assert!(seen.0 > 0 && seen.1 > 0 && seen.2 > 0, "the case has changed, new and removed entries: {seen:?}");
+    let report = &done.files[1].dbis[0];
+    assert_eq!((report.untracked, report.entries), (seen.0 + seen.1, wanted.len() as u64));
+    assert!(done.warnings.iter().any(|text| text.contains("changed after Lightning Stream last looked")));
+}
+
+#[test]
+fn without_what_was_tracked_it_is_the_servers_own_upgrade() {
+    let (dir, to) = case("v4-drift");
+    let done = run(&Request { ignore_shadow: true, keep_shadow: true, ..request(&dir, to) }).unwrap();
+    assert!(
+        done.files.iter().flat_map(|file| &file.dbis).all(|dbi| (dbi.carried, dbi.untracked, dbi.deleted) == (0, 0, 0))
+    );
+    for name in [MAIN, "pdns.lmdb-0"] {
+        let (_, mut state) = look(&file(&dir, name));
+        assert!(state.contains_key("_sync_shadow_records") || name == MAIN, "kept");
+        state.retain(|name, _| !name.starts_with("_sync"));
+        compare_with_server(name, &state, &expected("v4-drift", name, "pdns5"));
+        for (_, entries) in state.values() {
+            assert!(entries.iter().all(|(_, stored)| header::parse(stored).unwrap().timestamp == 0));
+        }
+    }
+}
+
+#[test]
+fn a_rescue_that_keeps_the_shadow_has_nothing_to_do_the_second_time() {
+    for keep_shadow in [false, true] {
+        let (dir, to) = case("v5-leftover-used");
+        let request = Request { keep_shadow, ..request(&dir, to) };
+        assert!(run(&request).unwrap().changed);
+        let (id, state) = look(&file(&dir, "pdns.lmdb-0"));
+        assert_eq!(state.contains_key("_sync_shadow_records"), keep_shadow);
+        assert!(!run(&request).unwrap().changed);
+        assert_eq!(look(&file(&dir, "pdns.lmdb-0")).0, id);
+    }
+}
+
+#[test]
+fn of_two_forms_side_by_side_the_chosen_one_counts() {
+    for side in [Side::Old, Side::New] {
+        let (dir, to) = case("bad-mixed");
+        let chosen = Request { side: Some(side), ..request(&dir, to) };
+        if side == Side::New {
+            // All of the zones would be without records.
+            assert_refused(run(&chosen), &["pdns.lmdb-0", "records_v5 is missing"]);
+            put_raw(&open(&file(&dir, "pdns.lmdb-0"), 0), "records_v5", 0, &[(b"key".to_vec(), native(7, 1, 0, b"v"))]);
+        }
+        let before = look(&file(&dir, MAIN)).1;
+        let shard_before = look(&file(&dir, "pdns.lmdb-0")).1;
+        let names: Vec<_> = before.keys().map(String::as_str).collect();
+        assert!(names.contains(&"domains") && names.contains(&"domains_v5"), "{names:?}");
+        assert!(shard_before.contains_key("records"));
+        let done = run(&chosen).unwrap_or_else(|e| panic!("{side:?}: {e}"));
+        let after = look(&file(&dir, MAIN)).1;
+        assert!(!after.contains_key("domains") && after.contains_key("domains_v5"));
+        let live = |state: &State, dbi: &str| {
+            let entries = state[dbi].1.iter().filter(|(_, stored)| stored[17] & FLAG_DELETED == 0);
+            entries.map(|(_, stored)| stored[24..].to_vec()).collect::<BTreeSet<_>>()
+        };
+        let wanted: BTreeSet<_> = match side {
+            Side::Old => before["domains"].1.iter().map(|(_, value)| value.clone()).collect(),
+            Side::New => live(&before, "domains_v5"),
+        };
+        assert_eq!(live(&after, "domains_v5"), wanted, "{side:?}");
+        let value = |key: &[u8]| {
+            let (_, stored) = after["pdns"].1.iter().find(|(found, _)| found == key).unwrap();
+            header::parse(stored).unwrap().value.to_vec()
+        };
+        assert_eq!((value(b"schemaversion"), value(b"shards")), (vec![0, 0, 0, 5], vec![0, 0, 0, 1]));
+        let shard = look(&file(&dir, "pdns.lmdb-0")).1;
+        assert!(shard.keys().eq(["records_v5"]), "{:?}", shard.keys());
+        if side == Side::New {
+            assert_eq!(shard["records_v5"].1, [(b"key".to_vec(), native(7, 1, 0, b"v"))]);
+        } else {
+            let records = shard_before["records"].1.iter().map(|(_, value)| value.clone()).collect();
+            assert_eq!(live(&shard, "records_v5"), records);
+        }
+        assert!(done.changed && !run(&Request { side: None, ..chosen }).unwrap().changed);
+    }
+}
+
+#[test]
+fn merged_shards_are_one_and_what_an_interruption_left_goes_with_the_next_run() {
+    let (dir, to) = case("v4-shards3");
+    let shard_files: Vec<Vec<u8>> = (0..3).map(|n| fs::read(file(&dir, &format!("pdns.lmdb-{n}"))).unwrap()).collect();
+    let request = Request { merge_shards: true, ..request(&dir, to) };
+    let plan = run(&Request { write: false, ..request.clone() }).unwrap();
+    let done = run(&request).unwrap();
+    assert_eq!(plan.files, done.files);
+    let mut wanted = Vec::new();
+    for number in 0..3 {
+        let all = expected("v4-shards3", &format!("pdns.lmdb-{number}"), "ls5");
+        let entries = all["records_v5"]["entries"].as_array().unwrap().clone();
+        assert_eq!(done.files[1 + number].dbis[0].entries, entries.len() as u64);
+        wanted.extend(entries);
+    }
+    wanted.sort_by_key(|entry| entry[0].as_str().unwrap().to_owned());
+    let check = || {
+        let (_, state) = look(&file(&dir, "pdns.lmdb-0"));
+        let merged: Value = serde_json::json!({"records_v5": {"entries": wanted}});
+        compare_exactly("merged", &state, &merged, request.now);
+        assert!(state.keys().eq(["records_v5"]));
+        for number in 1..3 {
+            let path = file(&dir, &format!("pdns.lmdb-{number}"));
+            assert!(!path.exists() && !path.with_extension(format!("lmdb-{number}-lock")).exists());
+        }
+        let (_, main) = look(&file(&dir, MAIN));
+        let shards = main["pdns"].1.iter().find(|(key, _)| key == b"shards").unwrap();
+        assert_eq!(shards.1[24..], [0, 0, 0, 1]);
+    };
+    check();
+    assert!(!run(&request).unwrap().changed);
+    // As if it had been killed before the files went.
+    fs::write(file(&dir, "pdns.lmdb-2"), &shard_files[2]).unwrap();
+    assert!(run(&request).unwrap().changed);
+    check();
+    // One that has more stays.
+    fs::write(file(&dir, "pdns.lmdb-1"), &shard_files[1]).unwrap();
+    put_raw(&open(&file(&dir, "pdns.lmdb-1"), 0), "records", 0, &[(b"more".to_vec(), b"x".to_vec())]);
+    let left = run(&request).unwrap();
+    assert!(!left.changed && left.warnings.iter().any(|text| text.contains("pdns.lmdb-1")), "{:?}", left.warnings);
+    assert!(file(&dir, "pdns.lmdb-1").exists());
+}
+
+#[test]
+fn shards_of_which_some_are_done_are_merged() {
+    let (dir, to) = case("v4-shards3");
+    let main = fs::read(file(&dir, MAIN)).unwrap();
+    let second = fs::read(file(&dir, "pdns.lmdb-1")).unwrap();
+    run(&request(&dir, to)).unwrap();
+    // The main database and one shard as before.
+    fs::write(file(&dir, MAIN), main).unwrap();
+    fs::write(file(&dir, "pdns.lmdb-1"), second).unwrap();
+    assert_eq!(status(&file(&dir, MAIN), true).unwrap().state, "interrupted");
+    let request = Request { merge_shards: true, ..request(&dir, to) };
+    run(&request).unwrap();
+    let (_, state) = look(&file(&dir, "pdns.lmdb-0"));
+    let mut keys: Vec<String> = Vec::new();
+    for number in 0..3 {
+        let all = expected("v4-shards3", &format!("pdns.lmdb-{number}"), "ls5");
+        let entries = all["records_v5"]["entries"].as_array().unwrap();
+        keys.extend(entries.iter().map(|entry| entry[0].as_str().unwrap().to_owned()));
+    }
+    keys.sort();
+    assert_eq!(state["records_v5"].1.iter().map(|(key, _)| hex(key)).collect::<Vec<_>>(), keys);
+}
+
+#[test]
+fn a_key_of_two_shards_is_refused() {
+    let (dir, to) = case("v4-shards3");
+    let (_, state) = look(&file(&dir, "pdns.lmdb-2"));
+    let entry = state["records"].1[0].clone();
+    put_raw(&open(&file(&dir, "pdns.lmdb-1"), 0), "records", 0, &[entry]);
+    let before = all_files(&dir);
+    let merging = Request { merge_shards: true, ..request(&dir, to) };
+    assert_refused(run(&merging), &["pdns.lmdb-0", "two shards have this key"]);
+    assert!(all_files(&dir) == before);
+    run(&request(&dir, to)).unwrap();
+}
+
+#[test]
+fn what_is_not_as_powerdns_and_lightning_stream_make_it_is_refused_by_name() {
+    let shadow_name = "_sync_shadow_domains_0";
+    type Spoil = fn(&Environment);
+
+    let cases: [(&str, &str, Spoil, &[&str]); 5] = [
+        (
+            MAIN,
+            "a short header",
+            |env| {
+                put_raw(env, "_sync_shadow_tsig", flags::INTEGERKEY, &[(vec![9; 4], vec![0; 23])]);
+            },
+            &["_sync_shadow_tsig", "09090909"],
+        ),
+        (
+            MAIN,
+            "no separator",
+            |env| {
+                put_raw(
+                    env,
+                    "_sync_shadow_domains_0",
+                    0,
+                    &[(b"x\0\0\0\x01\x01\x02\x03\x04\x01".to_vec(), native(5, 1, 0, &[1, 2, 3, 4]))],
+                );
+            },
+            &["_sync_shadow_domains_0"],
+        ),
+        (
+            MAIN,
+            "an id of two bytes",
+            |env| {
+                put_raw(
+                    env,
+                    "_sync_shadow_domains_0",
+                    0,
+                    &[(b"x\0\0\0\0\x01\x02\x01".to_vec(), native(5, 1, 0, &[1, 2]))],
+                );
+            },
+            &["_sync_shadow_domains_0"],
+        ),
+        (
+            "pdns.lmdb-0",
+            "a foreign version",
+            |env| {
+                put_raw(env, "_sync_shadow_records", 0, &[(b"k".to_vec(), [[0; 16].to_vec(), vec![1; 8]].concat())]);
+            },
+            &["pdns.lmdb-0", "_sync_shadow_records", "version 1"],
+        ),
+        (
+            "pdns.lmdb-0",
+            "a missing DBI",
+            |env| {
+                let mut txn = env.write(true, &Cancel::new()).unwrap();
+                assert!(txn.drop_dbi("records").unwrap());
+                txn.commit().unwrap();
+            },
+            &["pdns.lmdb-0", "neither DBI records nor records_v5"],
+        ),
+    ];
+    for (name, what, spoil, words) in cases {
+        let (dir, to) = case("v4-shadow");
+        spoil(&open(&file(&dir, name), 0));
+        let before = all_files(&dir);
+        let error =
+            assert_refused(run(&Request { backup_dir: Some(file(&dir, "backup")), ..request(&dir, to) }), words);
+        assert!(all_files(&dir) == before && !file(&dir, "backup").exists(), "{what}: {error}");
+        if what == "no separator" {
+            assert_eq!(error.dbi.as_deref(), Some(shadow_name));
+        }
+    }
+    let dir = temp_dir();
+    assert_refused(run(&request(&dir, 5)), &[MAIN, "missing"]);
+    put_raw(&open(&file(&dir, MAIN), 0), "records", 0, &[(vec![1], vec![1])]);
+    assert_refused(run(&request(&dir, 5)), &[MAIN, "no DBI pdns"]);
+    assert_eq!(status(&file(&dir, MAIN), true).unwrap().state, "not PowerDNS");
+}
+
+/// `FILE`: this process is the server that has it open.
+const HOLDS: &str = "LS_TEST_HOLDS";
+
+#[test]
+fn server_that_has_it_open() {
+    let Ok(path) = std::env::var(HOLDS) else { return };
+    let _env = open(path.as_ref(), 0);
+    println!("\nopen");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn in_use_is_refused_with_the_process_before_anything_is_opened() {
+    for held in [MAIN, "pdns.lmdb-0"] {
+        let (dir, to) = case("v4-shadow");
+        let before = all_files(&dir);
+        let mut server = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "server_that_has_it_open", "--nocapture"])
+            .env(HOLDS, file(&dir, held))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(server.stdout.take().unwrap()));
+        assert!(lines.any(|line| line.unwrap() == "open"));
+        let error = run(&request(&dir, to)).unwrap_err();
+        assert_eq!(error.code, Code::InUse, "{error}");
+        assert!(error.message.contains(held) && error.message.contains(&format!("process {}", server.id())), "{error}");
+        assert!(all_files(&dir) == before);
+        let plan = run(&Request { write: false, ..request(&dir, to) }).unwrap();
+        assert!(
+            plan.warnings.iter().any(|text| text.contains(&format!("process {}", server.id()))),
+            "{:?}",
+            plan.warnings
+        );
+        let status = status(&file(&dir, MAIN), true).unwrap();
+        assert_eq!(status.files.iter().map(|file| file.users.len()).sum::<usize>(), 1);
+        assert!(run(&Request { force: true, ..request(&dir, to) }).unwrap().changed);
+        drop(server.stdin.take());
+        server.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_backup_is_never_written_over() {
+    let (dir, to) = case("v4-plain");
+    let backup = file(&dir, "backup");
+    fs::create_dir(&backup).unwrap();
+    fs::write(backup.join("pdns.lmdb-0"), "older").unwrap();
+    let before = all_files(&dir);
+    let taken = Request { backup_dir: Some(backup.clone()), ..request(&dir, to) };
+    assert_refused(run(&taken), &["pdns.lmdb-0", "backup"]);
+    assert!(all_files(&dir) == before);
+    assert_eq!(fs::read_dir(&backup).unwrap().count(), 1);
+    assert_eq!(fs::read(backup.join("pdns.lmdb-0")).unwrap(), b"older");
+}
+
+#[test]
+fn states_have_names() {
+    for (name, wanted) in [
+        ("v4-plain", "can be migrated"),
+        ("v3", "can be migrated"),
+        ("half-shard-done", "interrupted"),
+        ("v5-leftover", "rescue"),
+        ("v5-native", "native"),
+        ("bad-mixed", "mixed"),
+        ("bad-v7", "unsupported"),
+        ("bad-nodbi", "unsupported"),
+    ] {
+        let (dir, _) = case(name);
+        let status = status(&file(&dir, MAIN), true).unwrap();
+        assert_eq!(status.state, wanted, "{name}: {}", status.text);
+        assert!(status.is_main && status.shards == Some(1) && status.files.len() == 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{name}: a look leaves something");
+    }
+}
+
+#[test]
+fn lock_files_belong_to_whom_the_data_belong() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let (dir, to) = case("v4-plain");
+    for name in [MAIN, "pdns.lmdb-0"] {
+        if chown(file(&dir, name), Some(4242), Some(4243)).is_err() {
+            // Only root can.
+            return;
+        }
+    }
+    run(&Request { backup_dir: Some(file(&dir, "backup")), ..request(&dir, to) }).unwrap();
+    for name in ["pdns.lmdb-lock", "pdns.lmdb-0-lock", "backup/pdns.lmdb"] {
+        let meta = fs::metadata(file(&dir, name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (4242, 4243), "{name}");
+    }
 }

@@ -201,3 +201,149 @@ fn about(path: &Path, mut error: Error) -> Error {
 fn refused(path: &Path, text: impl std::fmt::Display) -> Error {
     Error::new(Code::Refused, format!("LMDB {}: {text}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::FLAG_DELETED;
+    use crate::lmdb::{EnvOptions, Environment};
+
+    const MDB_MAP_FULL: i32 = -30792;
+
+    fn open(path: &Path) -> Environment {
+        Environment::open(path, EnvOptions { no_subdir: true, create: true, ..EnvOptions::default() }).unwrap()
+    }
+
+    fn put(env: &Environment, dbi: &str, flags: u32, entries: &[(Vec<u8>, Vec<u8>)]) {
+        let mut txn = env.write(true, &Cancel::new()).unwrap();
+        let dbi = txn.create_dbi(dbi, flags).unwrap();
+        let mut cursor = txn.cursor(dbi).unwrap();
+        entries.iter().for_each(|(key, value)| cursor.put_duplicate(key, value).unwrap());
+        drop(cursor);
+        txn.commit().unwrap();
+    }
+
+    /// A main database with that many domains and one shard with that many records.
+    fn old(dir: &Path, domains: u32, records: u32) -> Request {
+        let path = dir.join("pdns.lmdb");
+        let main = open(&path);
+        let number = |number: u32| number.to_ne_bytes().to_vec();
+        let info =
+            [(b"schemaversion".to_vec(), number(4)), (b"shards".to_vec(), number(1)), (b"uuid".to_vec(), vec![7; 16])];
+        put(&main, "pdns", 0, &info);
+        for table in &layout::MAIN {
+            let entry = |id: u32| match table.kind {
+                layout::Kind::Index => (format!("test\0domain-{id}\0").into_bytes(), number(id)),
+                _ => (number(id), vec![9; 60]),
+            };
+            let entries: Vec<_> = (1..=domains).map(entry).collect();
+            put(&main, table.old, table.old_flags(), &entries);
+        }
+        let entries: Vec<_> = (0..records).map(|id| (id.to_be_bytes().to_vec(), vec![id as u8; 50])).collect();
+        put(&open(&dir.join("pdns.lmdb-0")), "records", 0, &entries);
+        Request {
+            path,
+            no_subdir: true,
+            to: 5,
+            write: true,
+            backup_dir: None,
+            untracked: Untracked::Now,
+            ignore_shadow: false,
+            keep_shadow: false,
+            side: None,
+            merge_shards: false,
+            force: false,
+            now: 1000,
+        }
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        open(path).read().unwrap().dbi_names().map(str::to_owned).collect()
+    }
+
+    /// So that the size of the file is that of the map from now on.
+    fn shrink(path: &Path) {
+        let copy = path.with_extension("copy");
+        let source = open(path);
+        source.copy_to(&std::fs::File::create(&copy).unwrap(), true).unwrap();
+        drop(source);
+        let mut bytes = std::fs::read(&copy).unwrap();
+        // `mm_mapsize` of both meta pages (mdb.c, MDB_meta: behind the page header, magic, version and address).
+        let pages = bytes.len() as u64;
+        for page in 0..2 {
+            bytes[page * 4096 + 32..page * 4096 + 40].copy_from_slice(&pages.to_ne_bytes());
+        }
+        std::fs::write(path, bytes).unwrap();
+        std::fs::remove_file(copy).unwrap();
+    }
+
+    #[test]
+    fn a_map_that_is_too_small_grows_and_one_that_cannot_is_rolled_back() {
+        // In the shard; then in the main database.
+        for (domains, records, full) in [(10, 20_000, "pdns.lmdb-0"), (5000, 10, "pdns.lmdb")] {
+            let dir = tempfile::tempdir().unwrap();
+            let request = old(dir.path(), domains, records);
+            let (main, shard) = (request.path.clone(), dir.path().join("pdns.lmdb-0"));
+            shrink(&main);
+            shrink(&shard);
+            let map_bytes = |path: &Path| open(path).info().unwrap().map_bytes;
+            let before = (map_bytes(&main), map_bytes(&shard));
+            assert!(before.0 < 4 << 20 && before.1 < 4 << 20, "{before:?}");
+            let limit = std::fs::metadata(dir.path().join(full)).unwrap().len() + 200_000;
+            let error = migrate_within(&request, limit, &Cancel::new()).unwrap_err();
+            assert_eq!(error.code, Code::Lmdb(MDB_MAP_FULL), "{error}");
+            assert!(error.message.contains(&format!("{full}: its map is full")), "{error}");
+            assert!(names(&main).contains(&"domains".to_owned()));
+            assert_eq!(names(&shard), [if full == "pdns.lmdb" { "records_v5" } else { "records" }]);
+            let report = migrate(&request, &Cancel::new()).unwrap();
+            assert!(report.warnings.iter().any(|text| text.contains("lmdb-map-size")), "{:?}", report.warnings);
+            assert_eq!(names(&shard), ["records_v5"]);
+            assert!(!names(&main).contains(&"domains".to_owned()));
+            assert!(map_bytes(&main).max(map_bytes(&shard)) <= report.map_bytes.next_multiple_of(1 << 20));
+            let view = open(&shard);
+            let view = view.read().unwrap();
+            assert_eq!(view.entries(view.dbi("records_v5").unwrap().unwrap()).unwrap(), u64::from(records));
+        }
+    }
+
+    #[test]
+    fn who_writes_between_reading_and_writing_makes_it_begin_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let request = old(dir.path(), 10, 100);
+        let shard = dir.path().join("pdns.lmdb-0");
+        let plan = Plan::make(&request, &Cancel::new()).unwrap();
+        put(
+            &open(&shard),
+            "_sync_shadow_records",
+            0,
+            &[(vec![1], [[0; 17].to_vec(), vec![FLAG_DELETED], vec![0; 6]].concat())],
+        );
+        assert!(run::run(&request, plan, u64::MAX, &Cancel::new()).unwrap().is_none());
+        assert!(names(&shard).contains(&"records".to_owned()) && names(&request.path).contains(&"domains".to_owned()));
+        let report = migrate(&request, &Cancel::new()).unwrap();
+        assert_eq!((report.files[1].dbis[0].deleted, report.files[1].dbis[0].untracked), (1, 100));
+    }
+
+    #[test]
+    fn an_abort_rolls_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let request = old(dir.path(), 10, 100_000);
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let error = migrate(&request, &cancel).unwrap_err();
+        assert_eq!(error.code, Code::Aborted);
+        let watch = Cancel::new();
+        let error = std::thread::scope(|scope| {
+            let working = scope.spawn(|| migrate(&request, &watch));
+            // More than the plan looks at: it is written.
+            while watch.progress().0 <= 110_000 && !working.is_finished() {
+                std::thread::yield_now();
+            }
+            watch.cancel();
+            working.join().unwrap().unwrap_err()
+        });
+        assert_eq!(error.code, Code::Aborted);
+        assert_eq!(names(&dir.path().join("pdns.lmdb-0")), ["records"]);
+        assert!(migrate(&request, &Cancel::new()).unwrap().changed);
+    }
+}
