@@ -139,6 +139,8 @@ export interface SiteOptions {
   readonly create?: boolean;
   /** Of each LMDB, for the server and for the daemon. */
   readonly mapSizeMib?: number;
+  /** Of PowerDNS; see {@link PowerDnsOptions}. */
+  readonly settings?: PowerDnsOptions['settings'];
 }
 
 export async function site(name: string, directory: string, options: SiteOptions): Promise<Site> {
@@ -149,6 +151,7 @@ export async function site(name: string, directory: string, options: SiteOptions
     // Loopback may transfer all zones otherwise.
     'allow-axfr-ips': '',
     'lmdb-map-size': `${mapSizeMib}`,
+    ...options.settings,
   };
   const dns = await powerDns(join(directory, name, 'dns'), { tool, settings });
   const lmdb = (path: string, dupsort: boolean): object => ({
