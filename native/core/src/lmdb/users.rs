@@ -26,34 +26,79 @@ pub fn users(path: &Path, no_subdir: bool) -> Result<BTreeSet<i32>> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             Err(e) => return Err(failed(&e)),
         };
-        let mut found = BTreeSet::new();
-        // Ranges that are still to be looked at: an answer names one lock of any place, so each splits its range.
-        let mut ranges = vec![(0, 1), (1, libc::off_t::MAX)];
-        while let Some((from, to)) = ranges.pop() {
-            if from >= to {
-                continue;
-            }
-            let Some((start, pid)) = holder(&file, from, to).map_err(|e| failed(&e))? else { continue };
-            found.insert(pid.max(0));
-            if from > 0 {
-                ranges.extend([(from, start), (start + 1, to)]);
-            }
-        }
-        Ok(found)
+        holders(&file).map_err(|e| failed(&e))
     })
+}
+
+fn holders(file: &File) -> io::Result<BTreeSet<i32>> {
+    let mut found = BTreeSet::new();
+    // Ranges that are still to be looked at: an answer names one lock of any place, so each splits its range.
+    let mut ranges = vec![(0, 1), (1, libc::off_t::MAX)];
+    while let Some((from, to)) = ranges.pop() {
+        if from >= to {
+            continue;
+        }
+        let Some((start, pid)) = holder(file, from, to)? else { continue };
+        found.insert(pid.max(0));
+        if from > 0 {
+            ranges.extend([(from, start), (start + 1, to)]);
+        }
+    }
+    Ok(found)
+}
+
+/// Who was there when an environment was to be had alone. Until this is dropped nobody opens it: they wait, as for one who has it for the
+/// first time (mdb.c: he holds byte 0 exclusively). Unless `others` were there already.
+#[derive(Debug)]
+pub struct Exclusion {
+    /// As in [`users`].
+    pub others: BTreeSet<i32>,
+    /// Closing it drops all locks of this process on the file.
+    _lock_file: File,
+}
+
+/// To be called while this process has the environment at `path` open to write, and dropped after that was closed.
+///
+/// # Errors
+/// System errors.
+pub fn exclude(path: &Path, no_subdir: bool) -> Result<Exclusion> {
+    let path = lock_file(path, no_subdir);
+    let failed = |e: &io::Error| Error::io(format_args!("lock {}", path.display()), e);
+    let file = File::options().read(true).write(true).open(&path).map_err(|e| failed(&e))?;
+    let mut lock = byte_range(0, 1);
+    // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads (fcntl(2), F_SETLK).
+    let others = if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw mut lock) } == 0 {
+        BTreeSet::new()
+    } else {
+        match io::Error::last_os_error() {
+            e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                // Nobody any more: he was there, and may have looked.
+                let found = holders(&file).map_err(|e| failed(&e))?;
+                if found.is_empty() { BTreeSet::from([0]) } else { found }
+            }
+            e => return Err(failed(&e)),
+        }
+    };
+    Ok(Exclusion { others, _lock_file: file })
 }
 
 /// First byte and owner of a lock that somebody else holds in this range.
 fn holder(file: &File, from: libc::off_t, to: libc::off_t) -> io::Result<Option<(libc::off_t, i32)>> {
+    let mut lock = byte_range(from, to);
+    // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads and writes (fcntl(2), F_GETLK).
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start.max(from), lock.l_pid)))
+}
+
+/// For a lock that excludes all others.
+fn byte_range(from: libc::off_t, to: libc::off_t) -> libc::flock {
     // SAFETY: flock is plain data, for which zeros are a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     lock.l_start = from;
     lock.l_len = to - from;
-    // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads and writes (fcntl(2), F_GETLK).
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start.max(from), lock.l_pid)))
+    lock
 }

@@ -324,6 +324,67 @@ mod tests {
         assert_eq!((report.files[1].dbis[0].deleted, report.files[1].dbis[0].untracked), (1, 100));
     }
 
+    /// `FILE`: this process is a server that opens it.
+    const OPENS: &str = "LS_TEST_OPENS";
+
+    #[test]
+    fn server_that_opens_it() {
+        let Ok(path) = std::env::var(OPENS) else { return };
+        let _env = open(path.as_ref());
+        println!("\nopen");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    }
+
+    fn server(path: &Path) -> (std::process::Child, std::sync::mpsc::Receiver<()>) {
+        use std::process::{Command, Stdio};
+        let mut server = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pdns_migrate::tests::server_that_opens_it", "--nocapture"])
+            .env(OPENS, path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(server.stdout.take().unwrap()));
+        let (sender, is_open) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in lines.map_while(|line| line.ok()).filter(|line| line == "open") {
+                let _ = sender.send(());
+            }
+        });
+        (server, is_open)
+    }
+
+    #[test]
+    fn who_opens_it_after_the_first_look_is_in_the_way_and_who_comes_later_waits() {
+        use std::time::Duration;
+        for held in ["pdns.lmdb", "pdns.lmdb-0"] {
+            let dir = tempfile::tempdir().unwrap();
+            let request = old(dir.path(), 10, 100);
+            let held = dir.path().join(held);
+            let plan = Plan::make(&request, &Cancel::new()).unwrap();
+            let (mut first, is_open) = server(&held);
+            is_open.recv_timeout(Duration::from_secs(60)).unwrap();
+            let error = run::run(&request, plan, u64::MAX, &Cancel::new()).unwrap_err();
+            assert_eq!(error.code, Code::InUse, "{error}");
+            assert!(error.message.contains(&held.display().to_string()), "{error}");
+            assert!(error.message.contains(&format!("process {}", first.id())), "{error}");
+            assert!(names(&request.path).contains(&"domains".to_owned()));
+            assert_eq!(names(&dir.path().join("pdns.lmdb-0")), ["records"]);
+            drop(first.stdin.take());
+            first.wait().unwrap();
+
+            let plan = Plan::make(&request, &Cancel::new()).unwrap();
+            let run = run::Run::open(&request, plan, u64::MAX).unwrap();
+            let (mut second, is_open) = server(&held);
+            is_open.recv_timeout(Duration::from_millis(500)).unwrap_err();
+            drop(run);
+            is_open.recv_timeout(Duration::from_secs(60)).unwrap();
+            drop(second.stdin.take());
+            second.wait().unwrap();
+            assert!(migrate(&request, &Cancel::new()).unwrap().changed);
+        }
+    }
+
     #[test]
     fn an_abort_rolls_back() {
         let dir = tempfile::tempdir().unwrap();

@@ -42,17 +42,21 @@ impl File {
     }
 
     fn check_unused(&self) -> Result<()> {
-        if self.users.is_empty() {
-            return Ok(());
-        }
-        let named = |pid: &i32| match pid {
-            0 => "a process of another pid namespace".to_owned(),
-            pid => format!("process {pid}"),
-        };
-        let pids: Vec<_> = self.users.iter().map(named).collect();
-        let text = format!("LMDB {} is in use by {}: stop it first", self.path.display(), pids.join(", "));
-        Err(Error::new(Code::InUse, text))
+        check_unused(&self.path, &self.users)
     }
+}
+
+pub fn check_unused<'a>(path: &Path, users: impl IntoIterator<Item = &'a i32>) -> Result<()> {
+    let named = |pid: &i32| match pid {
+        0 => "a process of another pid namespace".to_owned(),
+        pid => format!("process {pid}"),
+    };
+    let pids: Vec<_> = users.into_iter().map(named).collect();
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let text = format!("LMDB {} is in use by {}: stop it first", path.display(), pids.join(", "));
+    Err(Error::new(Code::InUse, text))
 }
 
 pub fn data_file(path: &Path, no_subdir: bool) -> PathBuf {

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use super::backup;
 use super::convert::{Out, Progress};
 use super::layout::{INFO, Kind, SHARD};
-use super::plan::{FilePlan, MAX_DBS, Plan, Work, data_file, shard_path};
+use super::plan::{FilePlan, MAX_DBS, Plan, Work, check_unused, data_file, shard_path};
 use super::{DbiReport, Report, Request, about};
 use crate::cancel::Cancel;
 use crate::error::{Code, Error, Result};
 use crate::header;
-use crate::lmdb::{self, EnvOptions, Environment, ReadTxn, WriteTxn};
+use crate::lmdb::{self, EnvOptions, Environment, Exclusion, ReadTxn, WriteTxn};
 use crate::merge::PRIVATE_PREFIX;
 
 const MDB_MAP_FULL: i32 = -30792;
@@ -19,12 +19,15 @@ const MDB_MAP_FULL: i32 = -30792;
 const MAP_STEP_BYTES: u64 = 1 << 20;
 
 /// What was planned, with the files open.
-struct Run<'r> {
+pub struct Run<'r> {
     request: &'r Request,
     plan: Plan,
     main: Environment,
     /// By number; `None`: absent and not needed.
     shards: Vec<Option<Environment>>,
+    /// A server that starts waits for the end; else it would write to shards that are done, or go on with tables that are gone. To be dropped
+    /// after the environments.
+    _alone: Vec<Exclusion>,
 }
 
 /// `None`: somebody wrote after it was planned, and nothing was changed.
@@ -77,12 +80,21 @@ fn open(path: &Path, request: &Request, map_bytes: u64, create: bool) -> Result<
 }
 
 impl<'r> Run<'r> {
-    fn open(request: &'r Request, plan: Plan, map_limit: u64) -> Result<Self> {
+    pub fn open(request: &'r Request, plan: Plan, map_limit: u64) -> Result<Self> {
         let map_bytes = |file: &FilePlan| {
             let needed = file.need_bytes.next_multiple_of(MAP_STEP_BYTES).min(map_limit);
             file.map_bytes.max(needed)
         };
+        // Dropped after the environments also on an error.
+        let mut alone = Vec::new();
+        let mut be_alone = |path: &Path| {
+            let exclusion = lmdb::exclude(path, request.no_subdir).map_err(|e| about(path, e))?;
+            let unused = if request.force { Ok(()) } else { check_unused(path, &exclusion.others) };
+            alone.push(exclusion);
+            unused
+        };
         let main = open(&plan.main.path, request, map_bytes(&plan.main), false)?;
+        be_alone(&plan.main.path)?;
         let mut shards = Vec::new();
         for (number, file) in plan.shards.iter().enumerate() {
             // Somewhere the records of the others must go.
@@ -90,9 +102,13 @@ impl<'r> Run<'r> {
             let create = needed && !file.present;
             let env =
                 if file.present || create { Some(open(&file.path, request, map_bytes(file), create)?) } else { None };
+            let is_open = env.is_some();
             shards.push(env);
+            if is_open {
+                be_alone(&file.path)?;
+            }
         }
-        Ok(Self { request, plan, main, shards })
+        Ok(Self { request, plan, main, shards, _alone: alone })
     }
 
     fn envs(&self) -> impl Iterator<Item = (&FilePlan, &Environment)> {
@@ -137,7 +153,7 @@ impl<'r> Run<'r> {
 
     /// False: somebody wrote after it was planned, and nothing was changed.
     fn write(&mut self, committed: &mut bool, cancel: &Cancel) -> Result<bool> {
-        let Self { request, plan, main, shards } = self;
+        let Self { request, plan, main, shards, .. } = self;
         let here = |e: Error| full(&request.path, e);
         let view = main.read().map_err(here)?;
         let txn = main.write(true, cancel).map_err(here)?;
