@@ -56,10 +56,11 @@ export function layOut(system: PackageSystem, destination: string, from: Ingredi
   };
   const source = (path: string): string => join(from.root, path);
 
-  copy(join(from.binary, 'lightningstream'), 'usr/lib/lightningstream/lightningstream', 0o755);
-  copy(join(from.binary, 'lightningstream.node'), 'usr/lib/lightningstream/lightningstream.node');
+  // Below usr/lib it would be a library to the policies of SELinux, and its process not a service like others but part of systemd.
+  copy(join(from.binary, 'lightningstream'), 'usr/libexec/lightningstream/lightningstream', 0o755);
+  copy(join(from.binary, 'lightningstream.node'), 'usr/libexec/lightningstream/lightningstream.node');
   directory(join(destination, 'usr/bin'));
-  symlinkSync('../lib/lightningstream/lightningstream', join(destination, 'usr/bin/lightningstream'));
+  symlinkSync('../libexec/lightningstream/lightningstream', join(destination, 'usr/bin/lightningstream'));
 
   for (const unit of readdirSync(source('systemd'))) {
     if (/\.(service|target|slice)$/.test(unit))

@@ -281,7 +281,7 @@ export function testDebian({ debian, settings, example, otherTemplate }: DebianW
         for (const name of ['main', 'second'])
           expect(
             await machine.run('readlink', `/proc/${await mainPid(machine, `lightningstream@${name}`)}/exe`),
-          ).toBe('/usr/lib/lightningstream/lightningstream\n');
+          ).toBe('/usr/libexec/lightningstream/lightningstream\n');
         await healthy(machine);
         await answers(53, 'back.example.org', '192.0.2.81');
       });

@@ -12,7 +12,7 @@ export function layout(system: 'deb' | 'rpm', version: string): readonly string[
   const changelogs = system === 'deb' ? ['CHANGELOG.md', 'changelog.gz'] : ['CHANGELOG.md'];
   const plain = [
     ...(system === 'deb' ? ['/usr/share/lintian/overrides/lightningstream-ts'] : []),
-    '/usr/lib/lightningstream/lightningstream.node',
+    '/usr/libexec/lightningstream/lightningstream.node',
     '/usr/lib/systemd/system/lightningstream-receive@.service',
     '/usr/lib/systemd/system/lightningstream.target',
     '/usr/lib/systemd/system/lightningstream@.service',
@@ -35,9 +35,9 @@ export function layout(system: 'deb' | 'rpm', version: string): readonly string[
   return [
     '750 root:pdns /etc/lightningstream',
     '640 root:pdns /etc/lightningstream/main.yaml',
-    'link /usr/bin/lightningstream -> ../lib/lightningstream/lightningstream',
-    '755 root:root /usr/lib/lightningstream',
-    '755 root:root /usr/lib/lightningstream/lightningstream',
+    'link /usr/bin/lightningstream -> ../libexec/lightningstream/lightningstream',
+    '755 root:root /usr/libexec/lightningstream',
+    '755 root:root /usr/libexec/lightningstream/lightningstream',
     ...[DOC, `${DOC}/docs`, `${DOC}/examples`].map((path) => `755 root:root ${path}`),
     ...plain.map((path) => `644 root:root ${path}`),
   ].sort();

@@ -82,7 +82,7 @@ export function testRpm(debian: Debian): void {
       const newPid = await mainPid(machine, UNIT);
       expect(newPid).not.toBe(pid);
       expect(await machine.run('readlink', `/proc/${newPid}/exe`)).toBe(
-        '/usr/lib/lightningstream/lightningstream\n',
+        '/usr/libexec/lightningstream/lightningstream\n',
       );
       await healthy(machine);
       // Only what was edited differs from what was packed.
