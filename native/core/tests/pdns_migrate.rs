@@ -507,9 +507,10 @@ fn states_have_names() {
 
 #[test]
 fn lock_files_belong_to_whom_the_data_belong() {
-    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     let (dir, to) = case("v4-plain");
     for name in [MAIN, "pdns.lmdb-0"] {
+        fs::set_permissions(file(&dir, name), fs::Permissions::from_mode(0o600)).unwrap();
         if chown(file(&dir, name), Some(4242), Some(4243)).is_err() {
             // Only root can.
             return;
@@ -518,6 +519,34 @@ fn lock_files_belong_to_whom_the_data_belong() {
     run(&Request { backup_dir: Some(file(&dir, "backup")), ..request(&dir, to) }).unwrap();
     for name in ["pdns.lmdb-lock", "pdns.lmdb-0-lock", "backup/pdns.lmdb"] {
         let meta = fs::metadata(file(&dir, name)).unwrap();
-        assert_eq!((meta.uid(), meta.gid()), (4242, 4243), "{name}");
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (4242, 4243, 0o600), "{name}");
     }
+}
+
+#[test]
+fn a_shard_that_a_merge_makes_belongs_to_whom_the_main_database_belongs() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let (dir, to) = case("v4-shards3");
+    fs::remove_file(file(&dir, "pdns.lmdb-0")).unwrap();
+    // Left by a server.
+    fs::write(file(&dir, "pdns.lmdb-0-lock"), "").unwrap();
+    let main = file(&dir, MAIN);
+    fs::set_permissions(&main, fs::Permissions::from_mode(0o600)).unwrap();
+    let is_root = chown(&main, Some(4242), Some(4243)).is_ok();
+    run(&Request { merge_shards: true, ..request(&dir, to) }).unwrap();
+    let meta = fs::metadata(file(&dir, "pdns.lmdb-0")).unwrap();
+    assert_eq!(meta.mode() & 0o777, 0o600);
+    assert!(!is_root || (meta.uid(), meta.gid()) == (4242, 4243));
+}
+
+#[test]
+fn a_backup_does_not_follow_links() {
+    let (dir, to) = case("v4-plain");
+    let (backup, victim) = (file(&dir, "backup"), file(&dir, "victim"));
+    fs::create_dir(&backup).unwrap();
+    fs::write(&victim, "mine").unwrap();
+    std::os::unix::fs::symlink(&victim, backup.join("pdns.lmdb.partial")).unwrap();
+    assert!(run(&Request { backup_dir: Some(backup.clone()), ..request(&dir, to) }).unwrap().changed);
+    assert_eq!(fs::read(&victim).unwrap(), b"mine");
+    assert!(fs::symlink_metadata(backup.join(MAIN)).unwrap().is_file());
 }

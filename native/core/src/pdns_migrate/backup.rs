@@ -44,7 +44,12 @@ fn write(env: &Environment, path: &Path, original: &fs::Metadata) -> Result<()> 
     let mut compact = true;
     loop {
         let mode = original.permissions().mode();
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+        // Never through a link that somebody laid there.
+        let create = || OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let file = match create() {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => fs::remove_file(path).and_then(|()| create()),
+            file => file,
+        };
         let file = file.map_err(|e| failed(&e))?;
         match env.copy_to(&file, compact) {
             // Whole, then: nothing is wrong with what is in it.

@@ -1,6 +1,7 @@
 //! Writes what was planned.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::backup;
@@ -58,24 +59,23 @@ pub fn run(request: &Request, plan: Plan, map_limit: u64, cancel: &Cancel) -> Re
     Ok(Some(report))
 }
 
-/// Opens to write. A lock file that this makes belongs to whom the data file belongs.
+/// Opens to write. Files that this makes belong to whom the main database belongs, and are no more open to others than that.
 fn open(path: &Path, request: &Request, map_bytes: u64, create: bool) -> Result<Environment> {
     let lock_file = lmdb::lock_file(path, request.no_subdir);
-    let is_new = !lock_file.exists();
+    let data = data_file(path, request.no_subdir);
+    let made: Vec<_> = [&lock_file, &data].into_iter().filter(|file| !file.exists()).collect();
+    let original = fs::metadata(data_file(&request.path, request.no_subdir));
+    let original = original.map_err(|e| Error::io(format_args!("look at {}", request.path.display()), &e))?;
     let options = EnvOptions {
         no_subdir: request.no_subdir,
         create,
+        file_mode: original.permissions().mode() & 0o666,
         map_bytes: usize::try_from(map_bytes).unwrap_or(usize::MAX),
         max_dbs: MAX_DBS,
         ..EnvOptions::default()
     };
     let env = Environment::open(path, options).map_err(|e| about(path, e))?;
-    if is_new && let Ok(original) = fs::metadata(data_file(&request.path, request.no_subdir)) {
-        backup::own_as(&lock_file, &original);
-        if create {
-            backup::own_as(&data_file(path, request.no_subdir), &original);
-        }
-    }
+    made.into_iter().for_each(|file| backup::own_as(file, &original));
     Ok(env)
 }
 
@@ -359,5 +359,9 @@ fn merge(
     drop_dbis(&plan.shards[0], &mut txn).map_err(here)?;
     txn.commit().map_err(here)?;
     *committed = true;
+    // A file that is new must not be lost when the main database knows of no other.
+    if let (false, Some(parent)) = (plan.shards[0].present, path.parent()) {
+        backup::sync_directory(parent).map_err(|e| Error::io(format_args!("sync {}", parent.display()), &e))?;
+    }
     Ok(())
 }
