@@ -136,11 +136,13 @@ describeWithTools(['pdns-4.7', 'pdns-4.9', 'pdns-5'], 'a database of PowerDNS 4.
   }
 
   test.skipIf(!hasNodeLmdb())('upgraded twice is the same, and a changed byte is noticed', async () => {
-    const [first, second] = await Promise.all([upgrade('pdns-4.9'), upgraded('twin', 'pdns-4.9').then(show)]);
-    expect(second).toEqual(first);
-    expect(differences(second.before, first.before)).toEqual([]);
-
+    const first = await upgrade('pdns-4.9');
     const { dns } = await upgraded('changed', 'pdns-4.9');
+    expect(await liveEntries(dns)).toEqual(first.entries);
+    await dns.start();
+    expect(differences(await look(dns), first.before)).toEqual([]);
+    await dns.stop();
+
     const hex = (text: string): string => Buffer.from(text).toString('hex');
     const file = { noSubdir: true };
     const [main, shard] = [await readLmdb(dns.lmdbPath, file), await readLmdb(dns.shardPath, file)];
