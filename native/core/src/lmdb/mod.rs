@@ -16,7 +16,7 @@ mod users;
 pub use env::{DbiStat, EnvOptions, Environment, Info, give_way, lock_file, trim_heap, version};
 pub use order::KeyOrder;
 pub use txn::{Both, CursorPair, Dbi, Lookup, ReadCursor, ReadTxn, WriteCursor, WriteTxn};
-pub use users::{Exclusion, exclude, users};
+pub use users::{Exclusion, exclude, excluded_by, users};
 
 use std::ffi::CStr;
 

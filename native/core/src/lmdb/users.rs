@@ -17,16 +17,30 @@ use crate::error::{Error, Result};
 /// [`Code::AlreadyOpen`](crate::Code::AlreadyOpen) when this process has it open: closing the file would drop its own locks (fcntl(2));
 /// a system error when the lock file may not be read.
 pub fn users(path: &Path, no_subdir: bool) -> Result<BTreeSet<i32>> {
+    Ok(look(path, no_subdir, holders)?.unwrap_or_default())
+}
+
+/// Id of the process that keeps others from opening the environment, which everybody does for a moment when he is the first, and
+/// [`exclude`] for longer. Opening it waits for that.
+///
+/// # Errors
+/// As [`users`].
+pub fn excluded_by(path: &Path, no_subdir: bool) -> Result<Option<i32>> {
+    let held = look(path, no_subdir, |file| holder(file, libc::F_RDLCK, 0, 1))?;
+    Ok(held.flatten().map(|(_, pid)| pid.max(0)))
+}
+
+/// Asks about the lock file; `None` when there is none.
+fn look<T>(path: &Path, no_subdir: bool, ask: impl FnOnce(&File) -> io::Result<T>) -> Result<Option<T>> {
     let data_file = if no_subdir { path.to_owned() } else { path.join("data.mdb") };
     while_closed(&data_file, || {
         let path = lock_file(path, no_subdir);
-        let failed = |e: &io::Error| Error::io(format_args!("ask for the locks on {}", path.display()), e);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            Err(e) => return Err(failed(&e)),
+        let asked = match File::open(&path) {
+            Ok(file) => ask(&file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => Err(e),
         };
-        holders(&file).map_err(|e| failed(&e))
+        asked.map(Some).map_err(|e| Error::io(format_args!("ask for the locks on {}", path.display()), &e))
     })
 }
 
@@ -38,7 +52,7 @@ fn holders(file: &File) -> io::Result<BTreeSet<i32>> {
         if from >= to {
             continue;
         }
-        let Some((start, pid)) = holder(file, from, to)? else { continue };
+        let Some((start, pid)) = holder(file, libc::F_WRLCK, from, to)? else { continue };
         found.insert(pid.max(0));
         if from > 0 {
             ranges.extend([(from, start), (start + 1, to)]);
@@ -65,7 +79,7 @@ pub fn exclude(path: &Path, no_subdir: bool) -> Result<Exclusion> {
     let path = lock_file(path, no_subdir);
     let failed = |e: &io::Error| Error::io(format_args!("lock {}", path.display()), e);
     let file = File::options().read(true).write(true).open(&path).map_err(|e| failed(&e))?;
-    let mut lock = byte_range(0, 1);
+    let mut lock = byte_range(libc::F_WRLCK, 0, 1);
     // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads (fcntl(2), F_SETLK).
     let others = if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw mut lock) } == 0 {
         BTreeSet::new()
@@ -82,9 +96,14 @@ pub fn exclude(path: &Path, no_subdir: bool) -> Result<Exclusion> {
     Ok(Exclusion { others, _lock_file: file })
 }
 
-/// First byte and owner of a lock that somebody else holds in this range.
-fn holder(file: &File, from: libc::off_t, to: libc::off_t) -> io::Result<Option<(libc::off_t, i32)>> {
-    let mut lock = byte_range(from, to);
+/// First byte and owner of a lock that somebody else holds in this range, and that one of this kind would have to wait for.
+fn holder(
+    file: &File,
+    kind: libc::c_int,
+    from: libc::off_t,
+    to: libc::off_t,
+) -> io::Result<Option<(libc::off_t, i32)>> {
+    let mut lock = byte_range(kind, from, to);
     // SAFETY: an open descriptor and a valid pointer to a flock, which the call reads and writes (fcntl(2), F_GETLK).
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == -1 {
         return Err(io::Error::last_os_error());
@@ -92,11 +111,10 @@ fn holder(file: &File, from: libc::off_t, to: libc::off_t) -> io::Result<Option<
     Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start.max(from), lock.l_pid)))
 }
 
-/// For a lock that excludes all others.
-fn byte_range(from: libc::off_t, to: libc::off_t) -> libc::flock {
+fn byte_range(kind: libc::c_int, from: libc::off_t, to: libc::off_t) -> libc::flock {
     // SAFETY: flock is plain data, for which zeros are a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     lock.l_start = from;
     lock.l_len = to - from;

@@ -324,22 +324,26 @@ mod tests {
         assert_eq!((report.files[1].dbis[0].deleted, report.files[1].dbis[0].untracked), (1, 100));
     }
 
-    /// `FILE`: this process is a server that opens it.
+    /// `FILE`: this process is a server that opens it; or, with [`ALONE`], one that is at work on it.
     const OPENS: &str = "LS_TEST_OPENS";
+    const ALONE: &str = "LS_TEST_ALONE";
 
     #[test]
     fn server_that_opens_it() {
         let Ok(path) = std::env::var(OPENS) else { return };
-        let _env = open(path.as_ref());
+        let env = open(path.as_ref());
+        let alone = std::env::var_os(ALONE).map(|_| crate::lmdb::exclude(path.as_ref(), true).unwrap());
         println!("\nopen");
         std::io::stdin().read_line(&mut String::new()).unwrap();
+        drop((env, alone));
     }
 
-    fn server(path: &Path) -> (std::process::Child, std::sync::mpsc::Receiver<()>) {
+    fn server(path: &Path, alone: bool) -> (std::process::Child, std::sync::mpsc::Receiver<()>) {
         use std::process::{Command, Stdio};
         let mut server = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "pdns_migrate::tests::server_that_opens_it", "--nocapture"])
             .env(OPENS, path)
+            .envs(alone.then_some((ALONE, "1")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -362,7 +366,7 @@ mod tests {
             let request = old(dir.path(), 10, 100);
             let held = dir.path().join(held);
             let plan = Plan::make(&request, &Cancel::new()).unwrap();
-            let (mut first, is_open) = server(&held);
+            let (mut first, is_open) = server(&held, false);
             is_open.recv_timeout(Duration::from_secs(60)).unwrap();
             let error = run::run(&request, plan, u64::MAX, &Cancel::new()).unwrap_err();
             assert_eq!(error.code, Code::InUse, "{error}");
@@ -375,12 +379,23 @@ mod tests {
 
             let plan = Plan::make(&request, &Cancel::new()).unwrap();
             let run = run::Run::open(&request, plan, u64::MAX).unwrap();
-            let (mut second, is_open) = server(&held);
+            let (mut second, is_open) = server(&held, false);
             is_open.recv_timeout(Duration::from_millis(500)).unwrap_err();
             drop(run);
             is_open.recv_timeout(Duration::from_secs(60)).unwrap();
             drop(second.stdin.take());
             second.wait().unwrap();
+            let (mut third, is_open) = server(&held, true);
+            is_open.recv_timeout(Duration::from_secs(60)).unwrap();
+            for error in [
+                status(&request.path, true).unwrap_err(),
+                migrate(&Request { write: false, ..request.clone() }, &Cancel::new()).unwrap_err(),
+            ] {
+                assert_eq!(error.code, Code::InUse, "it does not wait: {error}");
+                assert!(error.message.contains(&format!("process {}", third.id())), "{error}");
+            }
+            drop(third.stdin.take());
+            third.wait().unwrap();
             assert!(migrate(&request, &Cancel::new()).unwrap().changed);
         }
     }

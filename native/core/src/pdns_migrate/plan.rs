@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::backup;
 use super::convert::{Item, Merged, Out, Progress, Source, Tracking, clash, shadow_of};
@@ -20,6 +21,10 @@ const SPARE_PAGES: u64 = 128;
 /// Shards that PowerDNS can be told to make are far fewer.
 const MAX_SHARDS: u32 = 65_536;
 
+/// How long a server may take to be the first to open a file.
+const START_PAUSE: Duration = Duration::from_millis(20);
+const START_ATTEMPTS: u32 = 25;
+
 /// A file as it was found.
 struct File {
     path: PathBuf,
@@ -36,6 +41,7 @@ impl File {
             return Ok(Self { path, env: None, users: Vec::new() });
         }
         let users = lmdb::users(&path, no_subdir).map_err(|e| about(&path, e))?.into_iter().collect();
+        check_open(&path, no_subdir)?;
         let options = EnvOptions { no_subdir, read_only: true, max_dbs: MAX_DBS, ..EnvOptions::default() };
         let env = Environment::open(&path, options).map_err(|e| about(&path, e))?;
         Ok(Self { path, env: Some(env), users })
@@ -44,6 +50,18 @@ impl File {
     fn check_unused(&self) -> Result<()> {
         check_unused(&self.path, &self.users)
     }
+}
+
+/// Another run has it for itself, or a server that is just starting: to open it would wait for that, which nobody could stop.
+fn check_open(path: &Path, no_subdir: bool) -> Result<()> {
+    for attempt in 0.. {
+        match lmdb::excluded_by(path, no_subdir).map_err(|e| about(path, e))? {
+            Some(pid) if attempt == START_ATTEMPTS => return check_unused(path, &[pid]),
+            Some(_) => std::thread::sleep(START_PAUSE),
+            None => break,
+        }
+    }
+    Ok(())
 }
 
 pub fn check_unused<'a>(path: &Path, users: impl IntoIterator<Item = &'a i32>) -> Result<()> {
