@@ -316,6 +316,18 @@ fn merged_shards_are_one_and_what_an_interruption_left_goes_with_the_next_run() 
 }
 
 #[test]
+fn a_file_that_is_no_shard_stays_unless_all_that_is_in_it_is_in_the_shard() {
+    let (dir, to) = case("v4-plain");
+    run(&request(&dir, to)).unwrap();
+    let key = look(&file(&dir, "pdns.lmdb-0")).1["records_v5"].1[0].0.clone();
+    let stray = file(&dir, "pdns.lmdb-1");
+    put_raw(&open(&stray, 0), "records", 0, &[(key, b"only here".to_vec())]);
+    let done = run(&Request { merge_shards: true, ..request(&dir, to) }).unwrap();
+    assert!(!done.changed && stray.exists());
+    assert!(done.warnings.iter().any(|text| text.contains("pdns.lmdb-1 is no shard")), "{:?}", done.warnings);
+}
+
+#[test]
 fn shards_of_which_some_are_done_are_merged() {
     let (dir, to) = case("v4-shards3");
     let main = fs::read(file(&dir, MAIN)).unwrap();

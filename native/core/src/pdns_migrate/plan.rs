@@ -640,7 +640,10 @@ impl Plan {
                     while let (true, Some(item)) = (all, walk.next(&mut progress)?) {
                         let key = item.key.bytes().unwrap_or_default();
                         all = match &mut existing {
-                            Some(existing) => existing.find(key, true)?.is_some(),
+                            Some(existing) => match existing.find(key, true)? {
+                                Some(stored) => item.says(&header::parse(stored)?),
+                                None => false,
+                            },
                             None => false,
                         };
                     }
