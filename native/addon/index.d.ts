@@ -838,7 +838,7 @@ export interface SnapshotDumpRequest {
   nowNano: bigint
 }
 
-/** The schema of a snapshot; `exact`: as a number, where there is one. */
+/** The schema of a snapshot. */
 export declare function snapshotSchema(path: string, work: Work): Promise<SchemaOutcome>
 
 /** r" Outcome of `stats`.  */

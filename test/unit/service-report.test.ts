@@ -104,7 +104,10 @@ describe('reportTo', () => {
   });
 
   test('one warning when nobody can be told, and the daemon goes on', async () => {
-    const { service, log } = report({ notify: () => Promise.reject(new LightningStreamError('GONE', 'gone')), watchdogMs: 4 });
+    const { service, log } = report({
+      notify: () => Promise.reject(new LightningStreamError('GONE', 'gone')),
+      watchdogMs: 4,
+    });
     service.ready();
     await service.end();
     expect(log.text().match(/level=warning.*/g)).toEqual([

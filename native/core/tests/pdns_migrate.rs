@@ -272,6 +272,25 @@ fn of_two_forms_side_by_side_the_chosen_one_counts() {
     }
 }
 
+/// A run was interrupted after a shard, and an old server started by accident wrote to it.
+#[test]
+fn a_shard_with_entries_of_both_forms_is_nobodys_to_decide_but_the_users() {
+    for side in [Side::Old, Side::New] {
+        let (dir, to) = case("half-shard-done");
+        let shard = file(&dir, "pdns.lmdb-0");
+        put_raw(&open(&shard, 0), "records", 0, &[(b"key".to_vec(), b"added".to_vec())]);
+        let before = all_files(&dir);
+        let count = look(&shard).1["records_v5"].1.len();
+        assert!(count > 1);
+        assert_refused(run(&request(&dir, to)), &["pdns.lmdb-0", "records 1", &format!("records_v5 {count}"), "--use"]);
+        assert_eq!(all_files(&dir), before);
+        run(&Request { side: Some(side), ..request(&dir, to) }).unwrap_or_else(|e| panic!("{side:?}: {e}"));
+        let after = look(&shard).1;
+        assert!(after.keys().eq(["records_v5"]), "{:?}", after.keys());
+        assert_eq!(after["records_v5"].1.len(), if side == Side::Old { 1 } else { count });
+    }
+}
+
 #[test]
 fn merged_shards_are_one_and_what_an_interruption_left_goes_with_the_next_run() {
     let (dir, to) = case("v4-shards3");

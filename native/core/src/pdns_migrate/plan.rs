@@ -381,16 +381,10 @@ impl Choice {
     }
 
     /// `main_is_old`: the main database is converted.
-    fn shard(
-        &self,
-        plan: &mut FilePlan,
-        shape: &Shape,
-        main_is_old: bool,
-    ) -> std::result::Result<Vec<String>, Refusal> {
+    fn shard(&self, plan: &mut FilePlan, shape: &Shape, main_is_old: bool) -> std::result::Result<(), Refusal> {
         let [table] = &SHARD;
         let (old, new) = (shape.dbi(table.old), shape.dbi(table.new));
         let refuse = |state, text| Err(Refusal { state, path: plan.path.clone(), text });
-        let mut warnings = Vec::new();
         plan.schema = if new.is_some() { Some(FIRST_NATIVE) } else { old.map(|_| FIRST_NATIVE - 1) };
         match (old, new) {
             (None, None) if shape.dbis.is_empty() => plan.state = "empty",
@@ -408,26 +402,16 @@ impl Choice {
                     plan.state = "done";
                 }
             }
-            (Some(old), Some(new)) => match self.side {
+            (Some(_), Some(new)) => match self.side {
                 Some(Side::Old) => self.convert(plan, shape),
                 Some(Side::New) => self.drop_old(plan, shape),
-                // What an old program added; or one that only opened a shard which was done already, and made an empty DBI.
-                None if main_is_old && (old.entries > 0 || new.entries == 0) => {
-                    if new.entries > 0 {
-                        let text = "are replaced by what the old schema has";
-                        warnings.push(format!(
-                            "{}: {} entries of DBI {} {text}",
-                            plan.path.display(),
-                            new.entries,
-                            new.name
-                        ));
-                    }
-                    self.convert(plan, shape);
-                }
+                // What was begun here and not finished is in neither of them alone: an old program may have added to a shard that was
+                // done already.
+                None if main_is_old && new.entries == 0 => self.convert(plan, shape),
                 None => return refuse("mixed", side_by_side(shape, &[table.old], &[table.new])),
             },
         }
-        Ok(warnings)
+        Ok(())
     }
 }
 
@@ -483,7 +467,6 @@ impl Plan {
             tracking: (!request.ignore_shadow).then_some(tracking),
             keep_shadow: request.keep_shadow,
         };
-        let mut warnings = Vec::new();
         let mut main = file_plan(&files.files[0], Some(shape), view.id(), &MAIN);
         choice.main(&mut main, shape, schema)?;
         let main_is_old = matches!(main.work, Work::Convert(_));
@@ -497,14 +480,14 @@ impl Plan {
         for ((file, shape), view) in files.files.iter().zip(&found.shapes).zip(&found.views).skip(1) {
             let mut plan = file_plan(file, shape.as_ref(), view.as_ref().map_or(0, ReadTxn::id), &SHARD);
             if let Some(shape) = shape {
-                warnings.extend(choice.shard(&mut plan, shape, main_is_old)?);
+                choice.shard(&mut plan, shape, main_is_old)?;
             }
             plans.push(plan);
         }
         let merge = request.merge_shards && shards > 1;
         let info = info(view, request, schema, main_is_old, merge)?;
         let mut plan = Self {
-            report: Report { schema: Some(schema), warnings, ..Report::default() },
+            report: Report { schema: Some(schema), ..Report::default() },
             main,
             shards: plans,
             merge,
