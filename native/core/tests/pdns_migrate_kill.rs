@@ -162,10 +162,11 @@ fn child() {
     ARMED.store(true, Ordering::Relaxed);
     let result = migrate(&request, &Cancel::new());
     ARMED.store(false, Ordering::Relaxed);
+    // Whoever reads them misses them; on a disk that was filled there may be no room.
     if let Err(e) = result {
-        fs::write(dir.join(ERROR_FILE), format!("{} {e}", e.code.name())).unwrap();
+        let _ = fs::write(dir.join(ERROR_FILE), format!("{} {e}", e.code.name()));
     }
-    fs::write(dir.join(STEPS_FILE), STEPS.load(Ordering::Relaxed).to_string()).unwrap();
+    let _ = fs::write(dir.join(STEPS_FILE), STEPS.load(Ordering::Relaxed).to_string());
 }
 
 fn spawn(scenario: &Scenario, dir: &Path, step: u64, how: &str) -> Child {
@@ -440,7 +441,6 @@ fn a_real_disk_that_somebody_fills_in_the_middle() {
     assert!(Command::new("kill").args(["-CONT", &pid.to_string()]).status().unwrap().success());
     assert!(!killed(child));
     fs::remove_file(&filler).unwrap();
-    // There was no room to tell it in this directory, maybe; but it says so.
     assert!(read(dir.path()) == prepared.before, "rolled back");
     let again = migrate(&request(prepared.scenario, dir.path(), "again"), &Cancel::new()).unwrap();
     assert!(again.changed && read(dir.path()) == prepared.end);
