@@ -45,7 +45,7 @@ interface Version {
   readonly deleted: boolean;
 }
 
-const DBIS = ['domains', 'records'];
+const DBIS = ['areas', 'entries'];
 const KEYS = 150;
 const VALUES = ['', 'a', 'ab', 'b', 'c'.repeat(300), 'é'];
 const BALLAST = 5000;

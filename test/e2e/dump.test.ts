@@ -23,27 +23,27 @@ test('a database in use is dumped as it is at one moment; the files stay as they
   const dump = await a.run({ args: ['dump'] });
   expect(dump.code).toBe(0);
   expect(dump.stdout).toMatch(
-    /^\n### main :: records\n\nkey of a record {2}= {2}\S+its value \[[0-9a-f ]+\] \(20.*Z\)\n$/,
+    /^\n### main :: entries\n\nkey of a record {2}= {2}.+its value \[[0-9a-f ]+\] \(20.*Z\)\n$/,
   );
 
   const [name = ''] = net.objects();
   const remote = await a.run({ args: ['snapshots', 'dump', name] });
   expect(remote.stdout).toContain(
-    `\n### records (transform="", flags="")\n\nkey of a record  =  its value  (20`,
+    `\n### entries (transform="", flags="")\n\nkey of a record  =  its value  (20`,
   );
   const local = await a.run({ args: ['snapshots', 'dump', '--local', join(net.storagePath, name)] });
   expect(withoutAge(local.stdout)).toBe(withoutAge(remote.stdout));
-  const one = await a.run({ args: ['snapshots', 'dump', '-d', 'records', name] });
+  const one = await a.run({ args: ['snapshots', 'dump', '-d', DBI, name] });
   expect(withoutAge(one.stdout)).toBe(withoutAge(remote.stdout));
 
   const lines = await jsonLines(a, ['dump', '--json']);
   const [heading, record] = lines;
   expect(lines).toHaveLength(2);
-  expect(heading).toEqual({ type: 'dbi', db: 'main', dbi: 'records', flags: [], entries: 1 });
+  expect(heading).toEqual({ type: 'dbi', db: 'main', dbi: DBI, flags: [], entries: 1 });
   expect(record).toMatchObject({ type: 'record', keyText: 'key of a record', valueText: 'its value' });
   const ofSnapshot = await jsonLines(a, ['snapshots', 'dump', '--json', name]);
   expect(ofSnapshot[0]).toMatchObject({ type: 'snapshot', name, formatVersion: 3, instanceId: 'a' });
-  expect(ofSnapshot[1]).toEqual({ type: 'dbi', dbi: 'records', transform: '', flags: [], entries: 1 });
+  expect(ofSnapshot[1]).toEqual({ type: 'dbi', dbi: DBI, transform: '', flags: [], entries: 1 });
   const { timestampNano } = (record as { header: { timestampNano: string } }).header;
   expect(ofSnapshot[2]).toMatchObject({ valueText: 'its value', timestampNano, deleted: false });
   expect(readdirSync(a.directory)).toEqual(files);

@@ -24,8 +24,8 @@ import {
 } from '../helpers/process.ts';
 import { Testkit, type TestkitOptions } from '../helpers/testkit.ts';
 
-/** The DBI that tests write to when it does not matter which. */
-export const DBI = 'records';
+/** The DBI that tests write to when it does not matter which. Not a name of PowerDNS: those tell of a schema. */
+export const DBI = 'entries';
 /** What lets root pass over file modes. Without it, and being the owner, it is like everybody: no other user needs to get at the checkout. */
 const OVERRIDES = '-dac_override,-dac_read_search';
 export const isRoot = process.geteuid?.() === 0;
