@@ -114,8 +114,10 @@ test('daemons killed again and again, with writes all the time, end up equal', a
   await using net = await cluster(2, SHADOW);
   const [a, b] = [net.instance('a'), net.instance('b')];
   await net.start();
+  const text = async (instance: Instance): Promise<string> => JSON.stringify(sorted(await content(instance)));
+  const victimOf = (round: number): Instance => (round % 2 === 0 ? a : b);
   for (let round = 0; round < 4; round++) {
-    const victim = round % 2 === 0 ? a : b;
+    const victim = victimOf(round);
     const writing = Promise.all(
       [a, b].map(async ({ app, name }) => {
         for (let number = 0; number < 25; number++) {
@@ -123,20 +125,28 @@ test('daemons killed again and again, with writes all the time, end up equal', a
             record(`${name}-${round}-${number}`, String(number)),
             pair(`${name}-${round}`, String(number).padStart(2, '0')),
           );
-          if (number % 5 === 4) await app.plain(gone(record(`${name}-${round}-${number - 2}`, '')));
+          // A removal that a daemon finds only when it starts counts as old, and is undone by whoever has the record.
+          if (number % 5 === 4 && name !== victim.name)
+            await app.plain(gone(record(`${name}-${round}-${number - 2}`, '')));
         }
       }),
     );
     await victim.kill();
     await writing;
     await victim.start();
+    // So the next victim must know of all removals.
+    await until(
+      async () =>
+        (await text(a)) === (await text(b)) && (await a.run({ args: ['verify', '--latest'] })).code === 0,
+      { what: `round ${round} is over: the tables are equal, and their headers`, timeoutMs: 30_000 },
+    );
   }
   const keys = ['a', 'b'].flatMap((name) =>
     [0, 1, 2, 3].flatMap((round) => Array.from({ length: 25 }, (_, number) => ({ name, round, number }))),
   );
   const order = (pairs: [string, string][]): [string, string][] =>
     pairs.sort(([a1, a2], [b1, b2]) => (a1 === b1 ? (a2 < b2 ? -1 : 1) : a1 < b1 ? -1 : 1));
-  const kept = keys.filter(({ number }) => number % 5 !== 2);
+  const kept = keys.filter(({ name, round, number }) => number % 5 !== 2 || name === victimOf(round).name);
   await agree([a, b], {
     data: hex(
       ...order(kept.map(({ name, round, number }) => [`${name}-${round}-${number}`, String(number)])),
